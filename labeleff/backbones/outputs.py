@@ -1,0 +1,87 @@
+"""What networks hand back, unwrapped in one place, and what patches they can take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labeleff.batch import Task
+from labeleff.errors import ShapeError
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in full resolution of what a network returned.
+
+    Deep supervision comes as a tuple or list (the first is full resolution), a dict (``logits`` or ``out``), or stacked
+    along an extra axis 1, as MONAI's DynUNet does while training.
+
+    Raises:
+        ShapeError: There is no tensor in it.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        for key in ("logits", "out"):
+            if key in output:
+                return logits_of(output[key])
+    if isinstance(output, Sequence) and output:
+        return logits_of(output[0])
+    raise ShapeError(f"the backbone returned {type(output).__name__}; a tensor of logits [B, K, *S] is needed")
+
+
+class Unwrapped(nn.Module):
+    """A network whose output is unwrapped; its parameters are found under ``network.``.
+
+    Args:
+        network: Any network.
+        ndim: Spatial axes; a stacked output has one axis more.
+    """
+
+    def __init__(self, network: nn.Module, ndim: int) -> None:
+        super().__init__()
+        self.network, self.ndim = network, ndim
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits [B, K, *S] of [B, C, *S]."""
+        logits = logits_of(self.network(image))
+        return logits[:, 0] if logits.ndim == self.ndim + 3 else logits
+
+
+def check_patch(backbone: nn.Module, task: Task, patch: Sequence[int]) -> None:
+    """Try a patch on a network.
+
+    Raises:
+        ShapeError: The network cannot take it, or does not return logits of its size; the message names a size that works.
+    """
+    if _accepts(backbone, task, patch):
+        return
+    for divisor in (2, 4, 8, 16, 32, 64):
+        nearest = [max(divisor, round(n / divisor) * divisor) for n in patch]
+        if nearest != list(patch) and _accepts(backbone, task, nearest):
+            raise ShapeError(
+                f"data.patch is {list(patch)}, which this backbone cannot take; multiples of {divisor} work, such as {nearest}"
+            )
+    raise ShapeError(
+        f"data.patch is {list(patch)}, which this backbone cannot take; it must map "
+        f"[B, {task.channels}, {', '.join('S' * task.ndim)}] to [B, {task.num_classes}, …] of the same size"
+    )
+
+
+def _accepts(backbone: nn.Module, task: Task, patch: Sequence[int]) -> bool:
+    training = {module: module.training for module in backbone.modules()}
+    state = torch.get_rng_state()
+    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            backbone.eval()
+            output = backbone(torch.zeros(1, task.channels, *patch, device=device))
+        return tuple(output.shape) == (1, task.num_classes, *patch)
+    except (RuntimeError, ValueError, AssertionError, IndexError):
+        return False
+    finally:
+        torch.set_rng_state(state)
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,130 @@
+"""What flows through the loop: tasks, batches, progress and the output of a step.
+
+Shapes: B batch, C channels, K classes, *S the d = 2 or 3 axes the network sees, A the axes of a stored case
+(A may be 3 where d is 2: slices of volumes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE = 255
+"""Label of a voxel about which nobody has said anything. Every loss, metric and sampler leaves it out."""
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that is a pure function of its parts (never of history or of Python's hash seed)."""
+    digest = hashlib.blake2b("/".join(f"{type(p).__name__}:{p}" for p in parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be segmented.
+
+    Args:
+        classes: Names, background first. Their number is K.
+        ndim: Axes the network sees: 2 or 3.
+        channels: Input channels C.
+        exclusive: Classes exclude one another (softmax). Otherwise they are overlapping regions (sigmoid).
+    """
+
+    classes: tuple[str, ...]
+    ndim: int
+    channels: int = 1
+    exclusive: bool = True
+
+    @property
+    def num_classes(self) -> int:
+        """K, background included."""
+        return len(self.classes)
+
+
+class Geometry(NamedTuple):
+    """Where each sample of a batch comes from, and the augmentation it was given.
+
+    ``affine`` is the map from output to input coordinates in the normalised form of ``grid_sample``
+    (x fastest); applying it again to another array of the same patch replays the same geometry.
+    """
+
+    case: Tensor  # [B] int64: index into the table of cases of the run
+    origin: Tensor  # [B, A] int64, voxels
+    size: Tensor  # [B, A] int64, voxels
+    shape: Tensor  # [B, A] int64: shape of the whole stored case
+    spacing: Tensor  # [B, A] float32, mm; NaN where unknown
+    affine: Tensor  # [B, d, d + 1] float32; the identity where nothing was drawn
+    intensity: (
+        Tensor  # [B, 5] float32: gain, offset, gamma, noise sd, blur sd (voxels); 1, 0, 1, 0, 0 where nothing was drawn
+    )
+    sample: Tensor  # [B] int64: the key of the sample's draws
+
+
+class Batch(NamedTuple):
+    """One stream's share of a step."""
+
+    image: Tensor  # [B, C, *S] float32
+    label: Tensor  # [B, *S] int64, IGNORE where nobody has said; overlapping regions: [B, R, *S] of {0, 1, IGNORE}
+    given: Tensor  # the label as first given, same shape (the same tensor where it was never edited)
+    valid: Tensor  # [B, 1, *S] bool, False in padding
+    geometry: Geometry
+    soft: Tensor | None = None  # [B, K, *S]: several raters, fused pseudo-labels
+    weight: Tensor | None = None  # [B, *S] or [B]
+    extras: Mapping[str, Tensor] = {}  # noqa: RUF012  (a NamedTuple default; never written to)
+
+
+class Progress(NamedTuple):
+    """Where a stage stands. Schedules read ``fraction``, so they survive a change of length."""
+
+    step: int  # optimiser steps done in this stage
+    total: int  # optimiser steps of this stage
+    stage: int = 0
+    seed: int = 0
+    micro: int = 0  # micro-batch inside a step (gradient accumulation)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the stage that is done, in [0, 1]."""
+        return min(1.0, self.step / self.total) if self.total else 1.0
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a CPU generator that is a function of (seed, stage, step, micro-batch, purpose) alone."""
+        key = derive_seed(self.seed, "strategy", self.stage, self.step, self.micro, purpose)
+        return torch.Generator().manual_seed(key)
+
+
+class StepOutput(NamedTuple):
+    """What a strategy hands back from one step."""
+
+    losses: dict[str, Tensor]  # named scalars, summed by the Learner; none with a gradient: no optimiser step
+    logits: dict[str, Tensor] = {}  # noqa: RUF012  detached, by stream
+    notes: dict[str, Tensor] = {}  # noqa: RUF012  diagnostics that are not losses
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One flow of samples a strategy draws from.
+
+    Args:
+        role: Whose cases: ``labelled`` (in the budget), ``unlabelled`` (the rest of the training list) or ``all``.
+        kind: ``patch`` (random patches or slices); later kinds: ``window``, ``partitions``.
+        optional: A stage may go without this stream (it is then absent from the batch).
+    """
+
+    role: Literal["labelled", "unlabelled", "all"]
+    kind: Literal["patch", "slice", "window", "partitions"] = "patch"
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a hand-off between stages took over, in words for the log."""
+
+    taken: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    note: str = ""

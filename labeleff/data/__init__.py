@@ -1,0 +1,1 @@
+"""From files to batches: manifests, splits, the prepared store, annotations, sampling and augmentation."""

@@ -1,0 +1,123 @@
+"""The contract of a data set, and the reading that formats share."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeleff.batch import IGNORE
+from labeleff.data.manifest import Case, Manifest
+from labeleff.errors import DataError
+
+
+class DataSet(ABC):
+    """A layout on disk. Options are the keyword-only arguments of ``__init__``; nothing is read before :meth:`manifest`."""
+
+    @abstractmethod
+    def manifest(self) -> Manifest:
+        """Return the rows. Looks at lists and headers, never at labels."""
+
+    @abstractmethod
+    def read_image(self, case: Case) -> NDArray[Any]:
+        """Return [C, *S], uint8 or float32."""
+
+    @abstractmethod
+    def read_label(self, case: Case) -> NDArray[np.uint8]:
+        """Return [*S] of 0 … K-1 and IGNORE."""
+
+    def fingerprint(self, case: Case) -> str:
+        """Return what changes when the case's files change, without decoding them."""
+        parts = []
+        for source in case.image:
+            try:
+                found = source.path.stat()
+            except OSError as error:
+                raise DataError(f"case {case.id!r}: {source.path}: cannot be read ({error.strerror})") from error
+            parts.append(f"{source.path.resolve()}:{source.key}:{found.st_size}:{found.st_mtime_ns}")
+        return f"{type(self).__name__}|" + "|".join(parts)
+
+
+def data_folder(path: str) -> Path:
+    """Return a folder given absolutely, relative to here, or relative to ``LABELEFF_DATA``.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    root = os.environ.get("LABELEFF_DATA")
+    candidates = [Path(path).expanduser()]
+    if root and not Path(path).is_absolute():
+        candidates.append(Path(root) / path)
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise DataError(
+        f"{path}: no such folder; give data.dataset.path, or set LABELEFF_DATA to the folder that holds it"
+        + (f" (it is {root})" if root else " (it is not set)")
+    )
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the non-empty lines of a list file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: this list of cases cannot be read ({error})") from error
+
+
+def read_npz(path: Path, key: str, case: str) -> NDArray[Any]:
+    """Return one array of an ``.npz`` file; nothing else of the file is decoded, and no pickles.
+
+    Raises:
+        DataError: The file or the array cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            array: NDArray[Any] = content[key]
+            return array
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"case {case!r}: {path}: no readable array {key!r} ({error})") from error
+
+
+def checked_label(
+    label: NDArray[Any], case: Case, classes: int, shape: tuple[int, ...] | None = None
+) -> NDArray[np.uint8]:
+    """Return a label as uint8.
+
+    Raises:
+        DataError: A value is no class, or the shape is not the image's.
+    """
+    where = case.label.path if case.label is not None else "?"
+    if shape is not None and label.shape != shape:
+        raise DataError(f"case {case.id!r}: {where}: the label has shape {label.shape}, the image {shape}")
+    rounded = np.asarray(label)
+    if not np.issubdtype(rounded.dtype, np.integer):
+        rounded = np.rint(rounded)
+        if not np.array_equal(rounded, label):
+            raise DataError(f"case {case.id!r}: {where}: labels must be whole numbers")
+    wrong = np.setdiff1d(np.unique(rounded), [*range(classes), IGNORE])
+    if wrong.size:
+        raise DataError(
+            f"case {case.id!r}: {where}: label value {wrong[0]} is no class; values are 0 … {classes - 1} and {IGNORE}"
+        )
+    return rounded.astype(np.uint8)
+
+
+def required_label(case: Case) -> Path:
+    """Return the label file of a case.
+
+    Raises:
+        DataError: It has none.
+    """
+    if case.label is None:
+        raise DataError(f"case {case.id!r} has no label")
+    return case.label.path

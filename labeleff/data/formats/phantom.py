@@ -1,0 +1,82 @@
+"""Generated patients as a data set; see :mod:`labeleff.data.phantom`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeleff.data import phantom
+from labeleff.data.formats.base import DataSet
+from labeleff.data.manifest import Case, Manifest, Role, Source
+from labeleff.registry import register
+
+
+@register("dataset", "phantom")
+class Phantom(DataSet):
+    """Generated patients with three organs; needs no files.
+
+    Args:
+        patients: Training patients.
+        test: Test patients.
+        ndim: 2: a few slices of every patient; 3: one volume of every patient.
+        size: Shape of an image, voxels; default 96 × 96, or 40 × 56 × 56 (z, y, x).
+        slices: 2-D images per patient, evenly spread over the middle of the body.
+        sites: Scanners; patients are dealt out to them in turn.
+        seed: Seed of the population.
+    """
+
+    def __init__(
+        self,
+        *,
+        patients: int = 60,
+        test: int = 30,
+        ndim: int = 2,
+        size: tuple[int, ...] | None = None,
+        slices: int = 4,
+        sites: int = 1,
+        seed: int = 2024,
+    ) -> None:
+        if ndim not in (2, 3) or min(patients, test, slices, sites) < 1 or sites > len(phantom.SITES):
+            raise ValueError(f"ndim is 2 or 3; patients, test, slices at least 1; sites 1 … {len(phantom.SITES)}")
+        self.size = tuple(size) if size is not None else ((96, 96) if ndim == 2 else (40, 56, 56))
+        if len(self.size) != ndim or min(self.size) < 8:
+            raise ValueError(f"size is {list(self.size)}; give {ndim} lengths of at least 8 voxels")
+        self.patients, self.test, self.ndim, self.slices = patients, test, ndim, slices
+        self.sites, self.seed = sites, seed
+
+    def manifest(self) -> Manifest:
+        """Return the population: training patients first. Spacing is that of a field of view of 160 mm."""
+        cases = []
+        spacing = tuple(160.0 / n for n in self.size)
+        for number in range(self.patients + self.test):
+            role: Role = "train" if number < self.patients else "test"
+            for index in range(self.slices if self.ndim == 2 else 1):
+                name = f"p{number:04d}_s{index}" if self.ndim == 2 else f"p{number:04d}"
+                source = Source(Path("phantom") / name)
+                site = f"site{number % self.sites}"
+                cases.append(Case(name, f"p{number:04d}", (source,), source, site, role, spacing))
+        return Manifest("phantom", tuple(cases), phantom.CLASSES, self.ndim)
+
+    def _generate(self, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        number = int(case.patient[1:])
+        height = None
+        if self.ndim == 2:
+            index = int(case.id.rsplit("_s", 1)[1])
+            height = 0.45 * (2 * (index + 0.5) / self.slices - 1)
+        return phantom.generate(self.seed, number, shape=self.size, site=number % self.sites, height=height)
+
+    def read_image(self, case: Case) -> NDArray[Any]:
+        """Return [1, *S] uint8."""
+        return self._generate(case)[0][None]
+
+    def read_label(self, case: Case) -> NDArray[np.uint8]:
+        """Return [*S]."""
+        return self._generate(case)[1]
+
+    def fingerprint(self, case: Case) -> str:
+        """Return everything the case is a function of."""
+        options = (self.ndim, self.size, self.slices, self.sites, self.seed)
+        return f"phantom|{phantom.GENERATOR_VERSION}|{options}|{case.id}"

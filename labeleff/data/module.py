@@ -1,0 +1,170 @@
+"""From plans to batches. An item of :class:`StepData` is everything one process needs for one micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from labeleff.batch import IGNORE, Batch, Geometry
+from labeleff.data import augment as augmentation
+from labeleff.data.annotations import AnnotationStore
+from labeleff.data.sampling import Key, Sampler, Spot, StreamPlan
+from labeleff.data.store import ImageStore
+from labeleff.errors import RecipeError
+
+
+class StepData(Dataset[dict[str, Batch]]):
+    """The micro-batches of the optimiser steps ``first_step`` … ``last_step`` - 1 of a stage, for one process.
+
+    Sample i of a step is the same sample whatever the number of processes, micro-batches and workers: they only share
+    it out. The labels read are those of one revision.
+
+    Args:
+        store: Images.
+        annotations: Labels.
+        plans: Streams by name.
+        first_step: Steps already done.
+        last_step: Where to stop.
+        accumulate: Micro-batches per optimiser step.
+        revision: Revision of the labels.
+        patch: Patch of the network, voxels.
+        slice_axis: Axis that is cut into slices, or None.
+        augment: What is drawn per sample.
+        seed: Seed of the run.
+        stage: Number of the stage.
+        rank: This process.
+        world: Number of processes.
+
+    Raises:
+        RecipeError: A batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        annotations: AnnotationStore,
+        plans: Mapping[str, StreamPlan],
+        *,
+        first_step: int,
+        last_step: int,
+        accumulate: int = 1,
+        revision: int = 0,
+        patch: tuple[int, ...],
+        slice_axis: int | None = None,
+        augment: augmentation.Augment,
+        seed: int,
+        stage: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        for name, plan in plans.items():
+            if plan.batch % (accumulate * world):
+                raise RecipeError(
+                    f"stages.{stage}: the batch of {plan.batch} in stream {name!r} cannot be shared out evenly over "
+                    f"{world} processes × {accumulate} micro-batches; make it a multiple of {accumulate * world}"
+                )
+        self.store, self.annotations, self.plans = store, annotations, dict(plans)
+        self.first_step, self.last_step, self.accumulate = first_step, last_step, accumulate
+        self.revision, self.patch, self.slice_axis, self.augment = revision, tuple(patch), slice_axis, augment
+        self.seed, self.stage, self.rank, self.world = seed, stage, rank, world
+        self.samplers = {
+            name: Sampler(plan, [store.shape(case) for case in plan.cases], self.patch, slice_axis)
+            for name, plan in self.plans.items()
+        }
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulate
+
+    def __getitem__(self, index: int) -> dict[str, Batch]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        step, micro = self.first_step + index // self.accumulate, index % self.accumulate
+        return {name: self._batch(name, step, micro) for name in self.plans}
+
+    def _batch(self, name: str, step: int, micro: int) -> Batch:
+        share = self.plans[name].batch // (self.accumulate * self.world)
+        start = (micro * self.world + self.rank) * share
+        keys = [Key(self.seed, self.stage, step, name, i) for i in range(start, start + share)]
+        spots = [self.samplers[name].spot(key, self._foreground) for key in keys]
+        samples = [self._read(spot) for spot in spots]
+        draws = [augmentation.draw(self.augment, key.generator("augment"), self.patch) for key in keys]
+        label = torch.from_numpy(np.stack([s[1] for s in samples])).long()
+        given = label
+        if any(self.annotations.edited(spot.case, self.revision) for spot in spots):
+            given = torch.from_numpy(np.stack([s[2] for s in samples])).long()
+        return Batch(
+            image=torch.from_numpy(np.stack([s[0] for s in samples])),
+            label=label,
+            given=given,
+            valid=torch.from_numpy(np.stack([s[3] for s in samples]))[:, None],
+            geometry=Geometry(
+                case=torch.tensor([self.store.index(spot.case) for spot in spots]),
+                origin=torch.tensor([spot.origin for spot in spots]),
+                size=torch.tensor([spot.size for spot in spots]),
+                shape=torch.tensor([self.store.shape(spot.case) for spot in spots]),
+                spacing=torch.tensor([self.store.spacing(spot.case) for spot in spots]),
+                affine=torch.from_numpy(np.stack([d[0] for d in draws])),
+                intensity=torch.from_numpy(np.stack([d[1] for d in draws])),
+                sample=torch.tensor([key.number("noise") for key in keys]),
+            ),
+            extras={},
+        )
+
+    def _foreground(self, case: str) -> tuple[NDArray[np.int64], ...]:
+        return self.annotations.foreground(case, self.revision)
+
+    def _read(self, spot: Spot) -> tuple[NDArray[Any], ...]:
+        """Return image [C, *S], label [*S], given label [*S] and validity [*S] of a spot, padded to the patch."""
+        shape = self.store.shape(spot.case)
+        box, place = [], []
+        for origin, size, length in zip(spot.origin, spot.size, shape, strict=True):
+            start, stop = max(origin, 0), min(origin + size, length)
+            box.append(slice(start, stop))
+            place.append(slice(start - origin, stop - origin))
+        window = tuple(box)
+        image = self.store.read(spot.case, window)
+        label = self.annotations.read(spot.case, window, revision=self.revision)
+        edited = self.annotations.edited(spot.case, self.revision)
+        given = self.annotations.read_given(spot.case, window) if edited else label
+        if image.shape[1:] == spot.size:
+            valid = np.ones(spot.size, bool)
+        else:
+            inside = tuple(place)
+            valid = np.zeros(spot.size, bool)
+            valid[inside] = True
+            image = _padded(image, spot.size, inside, 0.0)
+            label = _padded(label, spot.size, inside, IGNORE)
+            given = _padded(given, spot.size, inside, IGNORE) if edited else label
+        if self.slice_axis is None:
+            return image, label, given, valid
+        axis = self.slice_axis
+        return image.take(0, axis + 1), label.take(0, axis), given.take(0, axis), valid.take(0, axis)
+
+
+def _padded(array: NDArray[Any], size: tuple[int, ...], inside: tuple[slice, ...], value: float) -> NDArray[Any]:
+    lead = array.shape[: array.ndim - len(size)]
+    result = np.full((*lead, *size), value, array.dtype)
+    result[(..., *inside)] = array
+    return result
+
+
+def _as_is(batch: dict[str, Batch]) -> dict[str, Batch]:
+    return batch
+
+
+def make_loader(data: StepData, *, workers: int = 0) -> DataLoader[dict[str, Batch]]:
+    """Return a loader over whole micro-batches; what it yields does not depend on the number of workers."""
+    return DataLoader(
+        data,
+        batch_size=None,
+        shuffle=False,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,114 @@
+"""Which patch comes when: a pure function of (seed, stage, step, stream, sample), never of history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeleff.batch import derive_seed
+
+Foreground = Callable[[str], Sequence[NDArray[np.int64]]]
+"""Coordinates [n, A] of labelled foreground voxels of a case, one array per class."""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """A stream bound to cases.
+
+    Args:
+        cases: Whose samples.
+        batch: Samples per optimiser step, over all processes and micro-batches.
+        foreground: Share of samples centred on a labelled foreground voxel.
+    """
+
+    cases: tuple[str, ...]
+    batch: int
+    foreground: float = 0.0
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a sample lies in its case. The origin is negative where the case is smaller than the patch."""
+
+    case: str
+    origin: tuple[int, ...]
+    size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a draw depends on."""
+
+    seed: int
+    stage: int
+    step: int
+    stream: str
+    sample: int
+
+    def number(self, purpose: str) -> int:
+        """Return a seed for one purpose."""
+        return derive_seed(self.seed, "sample", self.stage, self.step, self.stream, self.sample, purpose)
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return a generator for one purpose."""
+        return np.random.Generator(np.random.Philox(self.number(purpose)))
+
+
+@lru_cache(maxsize=16)
+def _permutation(seed: int, stage: int, stream: str, epoch: int, length: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(derive_seed(seed, "epoch", stage, stream, epoch))).permutation(length)
+
+
+class Sampler:
+    """Spots of a stream: every item once per epoch, in an order that is drawn anew for each epoch.
+
+    An item is a case, or a slice of a case where the network sees volumes slice by slice.
+
+    Args:
+        plan: The stream.
+        shapes: Shapes of the cases of the plan, in its order.
+        patch: Patch of the network, voxels.
+        slice_axis: Axis that is cut into slices, or None.
+    """
+
+    def __init__(
+        self, plan: StreamPlan, shapes: Sequence[tuple[int, ...]], patch: tuple[int, ...], slice_axis: int | None
+    ) -> None:
+        self.plan, self.shapes, self.slice_axis = plan, shapes, slice_axis
+        self.size = patch if slice_axis is None else (*patch[:slice_axis], 1, *patch[slice_axis:])
+        counts = [1 if slice_axis is None else shape[slice_axis] for shape in shapes]
+        self._ends = np.cumsum(counts)
+
+    def spot(self, key: Key, foreground: Foreground) -> Spot:
+        """Return where a sample lies."""
+        items = int(self._ends[-1])
+        position = key.step * self.plan.batch + key.sample
+        order = _permutation(key.seed, key.stage, key.stream, position // items, items)
+        item = int(order[position % items])
+        number = int(np.searchsorted(self._ends, item, side="right"))
+        case, shape = self.plan.cases[number], self.shapes[number]
+        generator = key.generator("origin")
+        origin = [_uniform(generator, n, size) for n, size in zip(shape, self.size, strict=True)]
+        if self.slice_axis is not None:
+            origin[self.slice_axis] = item - (int(self._ends[number - 1]) if number else 0)
+        if self.plan.foreground and generator.random() < self.plan.foreground:
+            classes = foreground(case)
+            if classes:
+                voxels = classes[int(generator.integers(len(classes)))]
+                centre = voxels[int(generator.integers(len(voxels)))]
+                origin = [_around(int(c), n, size) for c, n, size in zip(centre, shape, self.size, strict=True)]
+        return Spot(case, tuple(origin), self.size)
+
+
+def _uniform(generator: np.random.Generator, length: int, size: int) -> int:
+    """Return any legal origin, both ends included; a case smaller than the patch is centred in it."""
+    return int(generator.integers(length - size + 1)) if length >= size else -((size - length) // 2)
+
+
+def _around(centre: int, length: int, size: int) -> int:
+    """Return the legal origin that puts a voxel nearest to the middle of the patch."""
+    return min(max(centre - size // 2, 0), length - size) if length >= size else -((size - length) // 2)

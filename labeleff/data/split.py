@@ -1,0 +1,204 @@
+"""Who is labelled: budgets in patients, drawn by seed, nested within a draw, balanced over sites."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from labeleff.batch import derive_seed
+from labeleff.data.manifest import Case, Manifest
+from labeleff.errors import SplitError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids by what they are used for. ``evaluate_on`` says what ``test`` holds: the test list or a development part."""
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    draw: int
+    budget: str
+    evaluate_on: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the roles."""
+        roles = [self.labelled, self.unlabelled, self.validation, self.test, self.evaluate_on]
+        return hashlib.sha256(json.dumps(roles).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Split:
+        """Return the split that :meth:`to_dict` described."""
+        names = cls.__dataclass_fields__
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in names})
+
+
+def make_split(
+    manifest: Manifest,
+    *,
+    labelled: float | str,
+    draw: int = 0,
+    validation: int | str = 0,
+    unlabelled: int | str = "rest",
+    evaluate_on: Literal["test", "development"] = "test",
+    development: int = 0,
+) -> Split:
+    """Return the roles of all cases that a run uses.
+
+    Args:
+        manifest: The data set.
+        labelled: Patients in the budget: a number, a fraction of the training patients in (0, 1), ``all``, or ``first:N``
+            of the official list.
+        draw: Seed of the order in which patients are labelled. Budgets of one draw are nested.
+        validation: Patients taken out of the budget, or ``official``: the publishers' validation list, said in a note.
+        unlabelled: ``rest`` of the training patients, ``none``, or a number of them.
+        evaluate_on: ``test``, or ``development``: patients cut from the training list, so that settings can be chosen
+            without the test list. The cut depends on the data set alone, and is made only then.
+        development: How many patients that part has.
+
+    Raises:
+        SplitError: The budget cannot be met.
+    """
+    pool = list(manifest.patients("train"))
+    held_out = _development(manifest, pool, development) if evaluate_on == "development" else []
+    training = [p for p in pool if p not in set(held_out)]
+    order = _order(manifest, training, labelled, draw)
+    count = _count(manifest, training, order, labelled)
+    chosen = order[:count]
+    notes: list[str] = []
+    validating: list[str] = []
+    if validation == "official":
+        validation_cases = [case.id for case in manifest.of_role("validation")]
+        if not validation_cases:
+            raise SplitError(
+                f"data.validation is official, but {manifest.name} has no validation list; give a number of patients"
+            )
+        notes.append(f"+{len(manifest.patients('validation'))} labelled patients for validation (official list)")
+    else:
+        number = int(validation)
+        if number and number >= count:
+            raise SplitError(
+                f"data.validation takes {number} patients out of a budget of {count}: nothing is left to learn from; "
+                "raise data.labelled"
+            )
+        chosen, validating = chosen[: count - number], chosen[count - number :]
+        validation_cases = _ids(manifest.of_role("train"), validating)
+    if evaluate_on == "development":
+        test = [case.id for case in manifest.of_role("train") if case.patient in set(held_out)]
+        notes.append(f"evaluated on {len(held_out)} development patients cut from the training list; not a test result")
+    else:
+        test = [case.id for case in manifest.of_role("test")]
+    _check_labels(manifest, test)
+    others = [p for p in order if p not in set(chosen) | set(validating)]
+    unlabelled_ids = _unlabelled(manifest, others, unlabelled)
+    return Split(
+        labelled=tuple(_ids(manifest.of_role("train"), chosen)),
+        unlabelled=tuple(unlabelled_ids),
+        validation=tuple(validation_cases),
+        test=tuple(test),
+        draw=draw,
+        budget=str(labelled),
+        evaluate_on=evaluate_on,
+        notes=tuple(notes),
+    )
+
+
+def _ids(cases: Iterable[Case], patients: Iterable[str]) -> list[str]:
+    wanted = set(patients)
+    return [case.id for case in cases if case.patient in wanted]
+
+
+def _shuffled(items: Iterable[str], *key: int | str) -> list[str]:
+    """Return a permutation that depends on the sorted items and the key alone."""
+    items = sorted(items)
+    generator = np.random.Generator(np.random.Philox(derive_seed("split", *key)))
+    return [items[i] for i in generator.permutation(len(items))]
+
+
+def _development(manifest: Manifest, pool: list[str], count: int) -> list[str]:
+    if not 0 < count < len(pool):
+        raise SplitError(
+            f"data.development is {count}; {manifest.name} has {len(pool)} training patients: give 1 … {len(pool) - 1}"
+        )
+    return _shuffled(pool, "development", manifest.name)[:count]
+
+
+def _order(manifest: Manifest, training: list[str], labelled: float | str, draw: int) -> list[str]:
+    """Return labelled-able patients in the order of labelling, then those that no label is known of."""
+    cases = [case for case in manifest.of_role("train") if case.patient in set(training)]
+    without = {case.patient for case in cases if case.label is None}
+    able = [p for p in training if p not in without]
+    if isinstance(labelled, str) and labelled.startswith("first:"):
+        if not manifest.official:
+            raise SplitError(
+                f"data.labelled is {labelled}, but {manifest.name} has no official order; give a number of patients"
+            )
+        listed = [p for p in manifest.official if p in set(able)]
+        able = listed + [p for p in able if p not in set(listed)]
+    else:
+        domains: dict[str, list[str]] = {}
+        for patient in able:
+            domains.setdefault(next(case.domain for case in cases if case.patient == patient), []).append(patient)
+        queues = [_shuffled(domains[d], draw, d) for d in _shuffled(domains, draw, "domains")]
+        # one of each domain in turn, so that every prefix is balanced
+        able = [q[i] for i in range(max(map(len, queues), default=0)) for q in queues if i < len(q)]
+    return able + [p for p in training if p in without]
+
+
+def _count(manifest: Manifest, training: list[str], order: list[str], labelled: float | str) -> int:
+    without = {case.patient for case in manifest.of_role("train") if case.label is None}
+    able = sum(p not in without for p in order)
+    text = str(labelled)
+    if text == "all":
+        count = able
+    elif text.startswith("first:") and text[6:].isdigit():
+        count = int(text[6:])
+    elif isinstance(labelled, str):
+        raise SplitError(
+            f"data.labelled is {labelled!r}; give a number of patients, a fraction below 1, all, or first:N"
+        )
+    elif 0 < labelled < 1:
+        count = max(1, round(labelled * len(training)))
+    else:
+        count = int(labelled)
+        if count != labelled:
+            raise SplitError(f"data.labelled is {labelled}; give a whole number of patients or a fraction below 1")
+    if not 1 <= count <= able:
+        raise SplitError(
+            f"data.labelled asks for {count} patients; {manifest.name} has {able} labelled training patients to choose from"
+        )
+    return count
+
+
+def _unlabelled(manifest: Manifest, others: list[str], unlabelled: int | str) -> list[str]:
+    if unlabelled == "none":
+        return []
+    wanted = others
+    if unlabelled != "rest":
+        number = int(unlabelled)
+        if not 0 <= number <= len(others):
+            raise SplitError(f"data.unlabelled asks for {number} patients; {len(others)} are left beside the budget")
+        wanted = others[:number]
+    return _ids(manifest.of_role("train"), wanted)
+
+
+def _check_labels(manifest: Manifest, test: list[str]) -> None:
+    if not test:
+        raise SplitError(
+            f"{manifest.name}: there is nothing to evaluate on; name test cases, or use evaluate_on: development"
+        )
+    missing = next((i for i in test if manifest.case(i).label is None), None)
+    if missing is not None:
+        raise SplitError(f"{manifest.name}: test case {missing!r} has no label; leave it out or add the label")

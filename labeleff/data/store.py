@@ -1,0 +1,272 @@
+"""The prepared store: every image decoded once into a chunked, memory-mapped array, so that a patch costs what it touches.
+
+Holds images and nothing else; there is no path from here to a label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from labeleff.data.manifest import Case
+from labeleff.errors import DataError, StoreError
+from labeleff.files import write_atomically
+
+FORMAT = 1
+CHUNK = 32
+OPEN_HANDLES = 64
+Normalise = Literal["zscore", "minmax", "none"]
+
+
+class Images(Protocol):
+    """What the store needs of a data set."""
+
+    def read_image(self, case: Case) -> NDArray[Any]:
+        """Return [C, *S]."""
+
+    def fingerprint(self, case: Case) -> str:
+        """Return what changes when the case's files change."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prepared case: where it lies and what is needed to read it."""
+
+    folder: str
+    content: str
+    shape: tuple[int, ...]
+    original_shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    channels: int
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+class ImageStore:
+    """Prepared images by case. Picklable; files are opened where they are read, a bounded number at a time."""
+
+    def __init__(self, cache: Path, entries: dict[str, Entry], normalise: Normalise) -> None:
+        self.cache, self.normalise = cache, normalise
+        self._entries = entries
+        self.ids: tuple[str, ...] = tuple(entries)
+        self._index = {name: i for i, name in enumerate(self.ids)}
+        self._open: OrderedDict[str, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    @classmethod
+    def prepare(
+        cls,
+        dataset: Images,
+        cases: Sequence[Case],
+        *,
+        axes: int,
+        cache: Path,
+        normalise: Normalise = "zscore",
+        spacing: tuple[float, ...] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> ImageStore:
+        """Decode what the cache does not hold yet, one case at a time, and return the store.
+
+        Args:
+            dataset: Reads images.
+            cases: What to prepare.
+            axes: Axes of a case.
+            cache: Folder of prepared cases, shared by all runs; content-addressed, safe under several processes.
+            normalise: Applied on reading, per case and channel, from the image alone: ``zscore``, ``minmax`` to [0, 1].
+            spacing: Resample linearly to this voxel size, mm.
+            on_progress: Called with (done, of).
+
+        Raises:
+            DataError: An image cannot be used.
+            StoreError: The cache holds damaged files.
+        """
+        entries = {}
+        for number, case in enumerate(cases):
+            entries[case.id] = _prepared(dataset, case, axes, cache, spacing)
+            if on_progress is not None:
+                on_progress(number + 1, len(cases))
+        return cls(cache, entries, normalise)
+
+    @property
+    def key(self) -> str:
+        """A hash of everything in the store."""
+        rows = [[name, entry.folder] for name, entry in self._entries.items()]
+        return hashlib.sha256(json.dumps([self.normalise, rows]).encode()).hexdigest()[:16]
+
+    def _entry(self, name: str) -> Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise StoreError(f"case {name!r} was not prepared for this run") from None
+
+    def index(self, name: str) -> int:
+        """Return the position of a case in :attr:`ids`."""
+        self._entry(name)
+        return self._index[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return *S of the stored grid."""
+        return self._entry(name).shape
+
+    def original_shape(self, name: str) -> tuple[int, ...]:
+        """Return *S as the case came."""
+        return self._entry(name).original_shape
+
+    def spacing(self, name: str) -> tuple[float, ...]:
+        """Return the voxel size of the stored grid, mm; NaN where unknown."""
+        return self._entry(name).spacing
+
+    def content(self, name: str) -> str:
+        """Return the SHA-256 of the decoded image as it came."""
+        return self._entry(name).content
+
+    def read(self, name: str, box: tuple[slice, ...] | None = None) -> NDArray[np.float32]:
+        """Return [C, *box] float32, normalised. Only the chunks that the box touches are read.
+
+        Raises:
+            StoreError: The file is damaged or gone.
+        """
+        entry = self._entry(name)
+        window = (slice(None), *(box if box is not None else (slice(None),) * len(entry.shape)))
+        try:
+            raw = self._array(name, entry)[window]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._damaged(name, entry, error) from error
+        per_channel = (-1,) + (1,) * len(entry.shape)
+        scale, offset = np.array(entry.scale, np.float32), np.array(entry.offset, np.float32)
+        if self.normalise == "zscore":
+            shift, unit = np.array(entry.mean, np.float32), np.array(entry.sd, np.float32)
+        elif self.normalise == "minmax":
+            shift, unit = (
+                np.array(entry.low, np.float32),
+                np.array(entry.high, np.float32) - np.array(entry.low, np.float32),
+            )
+        else:
+            shift, unit = np.zeros_like(scale), np.ones_like(scale)
+        unit = np.where(unit > 0, unit, 1).astype(np.float32)
+        values = raw.astype(np.float32)
+        values *= (scale / unit).reshape(per_channel)
+        values += ((offset - shift) / unit).reshape(per_channel)
+        return values
+
+    def _array(self, name: str, entry: Entry) -> Any:
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        array = blosc2.open(str(self.cache / entry.folder / "image.b2nd"), mode="r")
+        if tuple(array.shape) != (entry.channels, *entry.shape):
+            raise ValueError(f"holds an array of shape {tuple(array.shape)}")
+        self._open[name] = array
+        if len(self._open) > OPEN_HANDLES:
+            self._open.popitem(last=False)
+        return array
+
+    def _damaged(self, name: str, entry: Entry, error: Exception) -> StoreError:
+        folder = self.cache / entry.folder
+        return StoreError(f"case {name!r}: the prepared image is damaged ({error}); delete {folder} and run again")
+
+
+def _prepared(dataset: Images, case: Case, axes: int, cache: Path, spacing: tuple[float, ...] | None) -> Entry:
+    """Return the entry of a case, decoding it where no earlier run has."""
+    wish = json.dumps([FORMAT, dataset.fingerprint(case), case.spacing, spacing])
+    pointer = cache / "index" / f"{hashlib.sha256(wish.encode()).hexdigest()[:32]}.json"
+    if pointer.exists():
+        try:
+            return _entry_in(cache, json.loads(pointer.read_text())["folder"])
+        except (OSError, KeyError, TypeError, json.JSONDecodeError):
+            pointer.unlink(missing_ok=True)  # points at nothing whole: decode again
+    entry = _decode(dataset.read_image(case), case, axes, cache, spacing)
+    write_atomically(pointer, json.dumps({"folder": entry.folder}))
+    return entry
+
+
+def _entry_in(cache: Path, folder: str) -> Entry:
+    record = json.loads((cache / folder / "entry.json").read_text())
+    if not (cache / folder / "image.b2nd").exists():
+        raise OSError(f"{folder}: image.b2nd is missing")
+    return Entry(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+
+
+def _decode(image: NDArray[Any], case: Case, axes: int, cache: Path, spacing: tuple[float, ...] | None) -> Entry:
+    where = f"case {case.id!r}: {case.image[0].path}"
+    if image.ndim != axes + 1 or 0 in image.shape:
+        raise DataError(
+            f"{where}: the image has shape {image.shape}; a channel axis and {axes} spatial axes are needed"
+        )
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32)
+        if not np.isfinite(image).all():
+            raise DataError(f"{where}: the image holds NaN or infinite values; repair or remove it")
+    image = np.ascontiguousarray(image)
+    content = hashlib.sha256(f"{image.dtype}{image.shape}".encode() + image.tobytes()).hexdigest()
+    original = image.shape[1:]
+    known = case.spacing if case.spacing is not None else (float("nan"),) * axes
+    if spacing is not None:
+        if case.spacing is None or len(spacing) != axes:
+            raise DataError(f"{where}: data.spacing needs {axes} lengths and a case whose own spacing is known")
+        factors = [1.0, *(own / wanted for own, wanted in zip(case.spacing, spacing, strict=True))]
+        image = ndimage.zoom(image.astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
+        known = spacing
+    folder = hashlib.sha256(json.dumps([FORMAT, content, spacing, known]).encode()).hexdigest()[:32]
+    flat = image.reshape(image.shape[0], -1).astype(np.float64)
+    mean, sd = flat.mean(1), flat.std(1)
+    stored, offset, scale = image, np.zeros(len(image)), np.ones(len(image))
+    if image.dtype != np.uint8:  # float16 of standardised values: an error of 0.05 % of the distance to the mean
+        offset, scale = mean, np.maximum(np.abs(flat - mean[:, None]).max(1) / 1024, 1e-30)
+        shape = (-1,) + (1,) * axes
+        stored = ((image - offset.reshape(shape)) / scale.reshape(shape)).astype(np.float16)
+    entry = Entry(
+        folder=folder,
+        content=content,
+        shape=tuple(image.shape[1:]),
+        original_shape=tuple(original),
+        spacing=tuple(float(s) for s in known),
+        channels=image.shape[0],
+        offset=tuple(offset),
+        scale=tuple(scale),
+        mean=tuple(mean),
+        sd=tuple(sd),
+        low=tuple(flat.min(1)),
+        high=tuple(flat.max(1)),
+    )
+    _publish(stored, entry, cache)
+    return entry
+
+
+def _publish(stored: NDArray[Any], entry: Entry, cache: Path) -> None:
+    """Write a case under a name of this process, then rename: another process that was first is left alone."""
+    target = cache / entry.folder
+    if (target / "entry.json").exists():
+        return
+    temporary = cache / f".{entry.folder}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    chunks = tuple(min(n, CHUNK) for n in stored.shape)
+    blosc2.asarray(stored, urlpath=str(temporary / "image.b2nd"), chunks=chunks, cparams={"nthreads": 1})
+    write_atomically(temporary / "entry.json", json.dumps(entry.__dict__))
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not (target / "entry.json").exists():
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+        else:
+            shutil.rmtree(temporary)

@@ -1,0 +1,1 @@
+"""Prediction of whole cases, metrics with a declared rule for misses, tables."""

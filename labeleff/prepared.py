@@ -1,0 +1,319 @@
+"""Everything a run needs that is not trained: split, prepared images, the labels of the budget, the task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from labeleff import registry
+from labeleff.backbones.outputs import check_patch
+from labeleff.batch import Batch, Stream, Task
+from labeleff.data.annotations import AnnotationStore
+from labeleff.data.audit import Audit, check_audit
+from labeleff.data.formats.base import DataSet
+from labeleff.data.manifest import Case, Manifest
+from labeleff.data.module import StepData, StreamPlan, make_loader
+from labeleff.data.split import Split, make_split
+from labeleff.data.store import ImageStore
+from labeleff.errors import DataError, RecipeError, RunError, did_you_mean
+from labeleff.evaluation.evaluate import Viewer
+from labeleff.files import write_json
+from labeleff.recipe import Recipe, Stage
+from labeleff.strategies.base import Strategy
+
+DEFAULT_CACHE = Path.home() / ".cache" / "labeleff" / "prepared"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data and task of a run.
+
+    The training side is :attr:`store` (images) and :attr:`annotations` (labels of the budget); neither has a path to a
+    label outside it. :attr:`dataset` is for evaluation.
+    """
+
+    recipe: Recipe
+    dataset: DataSet
+    manifest: Manifest
+    split: Split
+    audit: Audit
+    store: ImageStore
+    annotations: AnnotationStore
+    task: Task
+    slice_axis: int | None
+
+    # -- networks -------------------------------------------------------------------------------------------------------
+
+    def backbone(self, seed: int) -> nn.Module:
+        """Return the recipe's network with weights that are a function of the seed."""
+        return make_backbone(self.recipe, self.task, seed)
+
+    def start(self, backbone: nn.Module, stage: Stage, seed: int) -> nn.Module:
+        """Return the network a stage starts from: the previous stage's, a fresh one, or one from a file.
+
+        Raises:
+            RunError: The file cannot be read or does not fit the network.
+        """
+        if stage.start == "previous":
+            return backbone
+        if stage.start == "fresh":
+            return self.backbone(seed)
+        try:
+            backbone.load_state_dict(load_file(stage.start))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise RunError(
+                f"start: {stage.start}: these weights do not load into {self.recipe.backbone.name}: {reason}"
+            ) from error
+        return backbone
+
+    # -- data -----------------------------------------------------------------------------------------------------------
+
+    def cases_of(self, role: str, domain: str | None = None) -> tuple[str, ...]:
+        """Return the ids of training cases by role: labelled, unlabelled or all."""
+        split = self.split
+        ids = {"labelled": split.labelled, "unlabelled": split.unlabelled, "all": split.labelled + split.unlabelled}[
+            role
+        ]
+        return tuple(i for i in ids if domain is None or self.manifest.case(i).domain == domain)
+
+    def plans(self, stage: Stage, index: int, strategy: Strategy) -> dict[str, StreamPlan]:
+        """Bind the strategy's streams to cases and batch sizes.
+
+        Raises:
+            RecipeError: The stage names a stream the strategy has not, or one that is needed has no cases.
+        """
+        streams = strategy.streams()
+        for name in stage.streams:
+            if name not in streams:
+                raise RecipeError(
+                    f"stages.{index}.streams: {stage.strategy.name} has no stream {name!r}."
+                    f"{did_you_mean(name, streams)} It has: {', '.join(streams)}"
+                )
+        plans = {}
+        for name, stream in streams.items():
+            plan = self._plan(stage, name, stream)
+            if plan is None and not stream.optional:
+                raise RecipeError(
+                    f"stages.{index}: {stage.strategy.name} needs the stream {name!r}, but no case is bound to it; "
+                    "check data.labelled, data.unlabelled and the stage's streams"
+                )
+            if plan is not None:
+                plans[name] = plan
+        return plans
+
+    def _plan(self, stage: Stage, name: str, stream: Stream) -> StreamPlan | None:
+        bound = stage.streams.get(name)
+        role = (bound.role if bound is not None else None) or stream.role
+        cases = self.cases_of(role, bound.domain if bound is not None else None)
+        batch = (bound.batch if bound is not None else None) or stage.batch
+        if not cases:
+            return None
+        return StreamPlan(
+            cases=cases, batch=batch, foreground=self.recipe.data.foreground if role == "labelled" else 0.0
+        )
+
+    def loader(
+        self,
+        stage: Stage,
+        index: int,
+        strategy: Strategy,
+        *,
+        first: int,
+        last: int,
+        revision: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> DataLoader[dict[str, Batch]]:
+        """Return the micro-batches of the steps ``first`` … ``last`` of a stage, for one process of ``world``."""
+        data = StepData(
+            self.store,
+            self.annotations,
+            self.plans(stage, index, strategy),
+            first_step=first,
+            last_step=last,
+            accumulate=self.recipe.trainer.accumulate,
+            revision=revision,
+            patch=self.recipe.data.patch,
+            slice_axis=self.slice_axis,
+            augment=stage.augment,
+            seed=self.recipe.seed,
+            stage=index,
+            rank=rank,
+            world=world,
+        )
+        return make_loader(data, workers=self.recipe.trainer.workers)
+
+    def viewer(self, device: torch.device | None = None) -> Viewer:
+        """Return how whole cases are looked at."""
+        spec = self.recipe.evaluation
+        return Viewer(
+            self.store,
+            self.task,
+            self.recipe.data.patch,
+            self.slice_axis,
+            overlap=spec.overlap,
+            window_batch=spec.window_batch,
+            largest_component=spec.largest_component,
+            device=device or torch.device("cpu"),
+        )
+
+    def evaluation_cases(self, role: str) -> list[Case]:
+        """Return the cases of the validation or test part."""
+        ids = self.split.validation if role == "validation" else self.split.test
+        return [self.manifest.case(i) for i in ids]
+
+
+def make_backbone(recipe: Recipe, task: Task, seed: int) -> nn.Module:
+    """Return the recipe's network with weights that are a function of the seed.
+
+    Raises:
+        RecipeError: An option is out of range.
+        ShapeError: The network cannot take the patch.
+    """
+    torch.manual_seed(seed)
+    try:
+        network: nn.Module = registry.get("backbone", recipe.backbone.name)(task, **recipe.backbone.options)
+    except ValueError as error:
+        raise RecipeError(f"backbone: {recipe.backbone.name}: {error}") from error
+    check_patch(network, task, recipe.data.patch)
+    return network
+
+
+def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: bool = True) -> Prepared:
+    """Read the data set, split it, audit it, prepare the images and copy the labels of the budget into the run.
+
+    Args:
+        recipe: The run.
+        folder: Its directory: gets ``split.json``, ``audit.json`` and ``annotations/``.
+        cache: Where prepared images are kept.
+        write: False on all but the first process.
+
+    Raises:
+        DataError: The data cannot be used as they are.
+        SplitError: The budget cannot be met, or roles leak into one another.
+    """
+    spec = recipe.data
+    dataset: DataSet = registry.build("dataset", spec.dataset.name, **spec.dataset.options)
+    manifest = dataset.manifest()
+    split = make_split(
+        manifest,
+        labelled=spec.labelled,
+        draw=spec.draw,
+        validation=spec.validation,
+        unlabelled=spec.unlabelled,
+        evaluate_on=spec.evaluate_on,
+        development=spec.development,
+    )
+    ndim = spec.dimensions or manifest.axes
+    if not 2 <= ndim <= manifest.axes or len(spec.patch) != ndim:
+        raise RecipeError(
+            f"data.patch is {list(spec.patch)} for a {ndim}-D network on {manifest.axes}-D cases; give one length per axis "
+            "of the network, and data.dimensions 2 or 3 but not more than the data have"
+        )
+    task = Task(manifest.classes, ndim, manifest.channels)
+    make_backbone(
+        recipe, task, 0
+    )  # a network that cannot be made, or cannot take the patch, is found before data are read
+    ids = split.labelled + split.unlabelled + split.validation + split.test
+    store = ImageStore.prepare(
+        dataset,
+        [manifest.case(i) for i in ids],
+        axes=manifest.axes,
+        cache=cache or DEFAULT_CACHE,
+        normalise=spec.normalise,
+        spacing=spec.spacing,
+    )
+    audit = check_audit(manifest, split, contents={i: store.content(i) for i in ids})
+    if write:
+        _write_split(folder, split, audit)
+    return Prepared(
+        recipe=recipe,
+        dataset=dataset,
+        manifest=manifest,
+        split=split,
+        audit=audit,
+        store=store,
+        annotations=_annotations(folder / "annotations", dataset, manifest, split, store, write=write),
+        task=task,
+        slice_axis=None
+        if ndim == manifest.axes
+        else (manifest.slice_axis if spec.slice_axis is None else spec.slice_axis),
+    )
+
+
+def _write_split(folder: Path, split: Split, audit: Audit) -> None:
+    """Write the split; a folder that holds another one belongs to other data.
+
+    Raises:
+        RunError: The data set has changed since the run began.
+    """
+    path = folder / "split.json"
+    if path.exists() and (found := json.loads(path.read_text()).get("hash")) != split.hash:
+        raise RunError(
+            f"{path}: the split was {found} and is now {split.hash}: the data set has changed since the run began; "
+            "restore it, or start over with --fresh"
+        )
+    write_json(path, {"hash": split.hash, **split.to_dict()})
+    write_json(folder / "audit.json", audit.to_dict())
+
+
+def _annotations(
+    folder: Path, dataset: DataSet, manifest: Manifest, split: Split, store: ImageStore, *, write: bool
+) -> AnnotationStore:
+    """Open the run's labels, or make them from those of the labelled cases: no other label file is touched."""
+    if (folder / "current").exists() or not write:
+        return AnnotationStore.open(folder)
+    shapes = {i: store.shape(i) for i in split.labelled + split.unlabelled}
+    labels = ((i, on_grid(dataset.read_label(manifest.case(i)), store, i)) for i in split.labelled)
+    return AnnotationStore.create(folder, shapes, labels)
+
+
+def on_grid(label: NDArray[np.uint8], store: ImageStore, case: str) -> NDArray[np.uint8]:
+    """Return a label [*S] on the grid of the prepared image, by nearest neighbour.
+
+    Raises:
+        DataError: The label does not fit the image it came with.
+    """
+    if label.shape != tuple(store.original_shape(case)):
+        raise DataError(
+            f"case {case!r}: the label has shape {label.shape}, the image {tuple(store.original_shape(case))}"
+        )
+    shape = tuple(store.shape(case))
+    if label.shape == shape:
+        return label
+    index = [
+        np.minimum((np.arange(n) + 0.5) * old / n, old - 1).astype(int)
+        for n, old in zip(shape, label.shape, strict=True)
+    ]
+    return label[np.ix_(*index)]
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """Return counts for the terminal and the summary."""
+    split = prepared.split
+
+    def patients(ids: tuple[str, ...]) -> int:
+        return len({prepared.manifest.case(i).patient for i in ids})
+
+    return {
+        "dataset": prepared.manifest.name,
+        "classes": list(prepared.task.classes),
+        "split": split.hash,
+        "labelled_patients": patients(split.labelled),
+        "unlabelled_patients": patients(split.unlabelled),
+        "validation_patients": patients(split.validation),
+        "test_patients": patients(split.test),
+        "evaluated_on": split.evaluate_on,
+        "notes": list(split.notes) + list(prepared.audit.warnings),
+    }

@@ -1,0 +1,198 @@
+"""Recipes: plain values that say the whole of a run. Reading and checking them is in the second half of this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from labeleff.data.augment import Augment
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered name and its options (``{name: bcp, decay: 0.95}`` in YAML)."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the run learns from, and how much of it is labelled.
+
+    Args:
+        dataset: Registered data set with its options.
+        labelled: Budget: a number of patients, a fraction of them (below 1), ``all``, or ``first:N`` of the official list.
+        draw: Which random draw of labelled patients; budgets are nested within a draw.
+        validation: Patients taken out of the budget for validation, or ``official`` (added to it, and the result says so).
+        unlabelled: ``rest`` of the training list, ``none``, or a number of patients.
+        evaluate_on: ``test``, or ``development``: a fixed part of the training list, never used for claims.
+        development: Patients of the development part, cut from the end of the training list of a fixed shuffle.
+        spacing: Resample to this voxel size, mm; null keeps the grid.
+        normalise: Per image: ``zscore``, ``minmax`` or ``none``. Looks at nothing but the image.
+        dimensions: Axes the network sees; null: those of the data. 2 with volumes: slices.
+        slice_axis: Axis along which volumes are cut into slices; null: the data set's own.
+        patch: Patch size, voxels, one per axis of the network.
+        foreground: Share of labelled samples centred on a labelled foreground voxel.
+    """
+
+    dataset: Component
+    labelled: int | float | str = 4
+    draw: int = 0
+    validation: int | str = 0
+    unlabelled: int | str = "rest"
+    evaluate_on: Literal["test", "development"] = "test"
+    development: int = 0
+    spacing: tuple[float, ...] | None = None
+    normalise: Literal["zscore", "minmax", "none"] = "zscore"
+    dimensions: int | None = None
+    slice_axis: int | None = None
+    patch: tuple[int, ...] = (96, 96)
+    foreground: float = 0.0
+
+
+@dataclass(frozen=True)
+class StreamBinding:
+    """How a stage binds one stream: batch size and which cases."""
+
+    batch: int | None = None
+    role: Literal["labelled", "unlabelled", "all"] | None = None
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """SGD or AdamW. Rates are per optimiser step; factors of parameter groups multiply them."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over a stage, a pure function of the step.
+
+    Args:
+        name: ``constant``, ``step`` (times ``gamma`` every ``every`` steps), ``poly`` ((1 - t)^power) or ``cosine``.
+        warmup: Steps of linear warm-up.
+        every: Steps between drops of ``step``.
+        gamma: Factor of a drop.
+        power: Exponent of ``poly``.
+        final: Lowest factor of ``cosine`` and ``poly``.
+    """
+
+    name: Literal["constant", "step", "poly", "cosine"] = "constant"
+    warmup: int = 0
+    every: int = 2500
+    gamma: float = 0.1
+    power: float = 0.9
+    final: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One strategy, perhaps one annotator, its length and its optimiser.
+
+    Args:
+        strategy: What is minimised.
+        annotator: How labels change, or null.
+        steps: Optimiser steps. 0 is legal: the stage hands on what it was given.
+        batch: Samples per step of every stream that its binding does not set.
+        streams: Per stream: batch size, role, domain.
+        revise_every: Steps between revisions of labels; 0: never after the start.
+        revise_at_start: Revise once before the first step.
+        start: ``previous``, ``fresh``, or a safetensors file.
+        take: Which weights are handed on: ``last`` or ``val_best``.
+        optimiser_state: ``fresh``, or ``previous`` to take over moments from the stage before.
+    """
+
+    strategy: Component
+    annotator: Component | None = None
+    steps: int = 1000
+    batch: int = 4
+    streams: Mapping[str, StreamBinding] = field(default_factory=dict)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    optimiser_state: Literal["fresh", "previous"] = "fresh"
+    schedule: Schedule = field(default_factory=Schedule)
+    augment: Augment = field(default_factory=Augment)
+    revise_every: int = 0
+    revise_at_start: bool = False
+    start: str = "previous"
+    take: Literal["last", "val_best"] = "last"
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How the steps are run.
+
+    Args:
+        accelerator: ``cpu``, ``gpu`` or ``auto``, as in Lightning.
+        devices: Processes; more than one trains data-parallel (DDP), the batch being shared out.
+        nodes: Machines.
+        precision: ``32``, ``bf16`` or ``16`` (mixed).
+        clip: Largest gradient norm; 0: no clipping.
+        accumulate: Micro-batches per optimiser step.
+        threads: CPU threads of torch, part of what a run is (sums depend on it); 0: all cores, written down as a number.
+        workers: Processes that prepare batches; the result does not depend on it.
+        checkpoint_every: Steps between checkpoints.
+        log_every: Steps between lines of metrics.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    precision: Literal["32", "bf16", "16"] = "32"
+    clip: float = 0.0
+    accumulate: int = 1
+    threads: int = 1
+    workers: int = 0
+    checkpoint_every: int = 200
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the predictor is measured.
+
+    Args:
+        every: Steps between validations (and snapshots for ``oracle``); 0: only at the end.
+        overlap: Overlap of sliding windows, share of the patch.
+        window_batch: Windows (or slices) per forward pass.
+        predictors: ``first`` or ``all`` of the strategy's predictors.
+        largest_component: Keep only the largest component of each class at test time.
+        oracle: Also report the snapshot that is best on the evaluation cases, as a marked row that is not a result.
+        pictures: Cases drawn: best, median and worst, or none.
+    """
+
+    every: int = 0
+    overlap: float = 0.5
+    window_batch: int = 8
+    predictors: Literal["first", "all"] = "all"
+    largest_component: bool = False
+    oracle: bool = False
+    pictures: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run: data, backbone and an ordered list of stages.
+
+    Args:
+        name: Name of the run; letters, digits, ``_``, ``-`` and ``.``; becomes a folder.
+        seed: Seed of everything drawn in training. The draw of labelled patients has its own (``data.draw``).
+        baseline: Stages of a baseline trained on the same data, draw and seed, reported beside; may be empty.
+    """
+
+    name: str
+    data: Data
+    backbone: Component
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    trainer: Trainer = field(default_factory=Trainer)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    baseline: tuple[Stage, ...] = ()

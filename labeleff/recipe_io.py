@@ -1,0 +1,348 @@
+"""Reading, checking and writing recipes. Everything is checked before any data is read.
+
+A recipe from a stranger cannot run code: YAML is read by a safe loader, components are looked up by registered name, and
+the only interpolation is the plain reference ``${a.b}`` to another key of the same recipe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from labeleff import registry
+from labeleff.convert import convert, from_mapping
+from labeleff.errors import RecipeError, did_you_mean
+from labeleff.recipe import Component, Recipe, Stage
+
+LARGEST_FILE = 1 << 20
+_REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}")
+
+
+def recipe_folder() -> Path:
+    """Return the folder of the recipes that came with the package (or stand beside it in a checkout)."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes."""
+    folder = recipe_folder()
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("methods/"))
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Return the file of a recipe given by path, or by the name of a shipped one.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file")
+        return path
+    shipped = recipe_folder() / f"{source}.yaml"
+    if ".." not in path.parts and not path.is_absolute() and shipped.is_file():
+        return shipped
+    names = recipe_names()
+    raise RecipeError(
+        f"unknown recipe {str(source)!r}.{did_you_mean(str(source), names)} Shipped: {', '.join(names)}; or give a .yaml file"
+    )
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Return a checked recipe with every default filled in.
+
+    Args:
+        source: A file, the name of a shipped recipe, or plain values.
+        overrides: ``key=value`` with dotted keys, list positions as numbers: ``stages.0.steps=200``.
+
+    Raises:
+        RecipeError: Anything is wrong; one line that names the key and, where there is one, the likely meaning.
+    """
+    if isinstance(source, Mapping):
+        name, plain, folder = "recipe", _plain(dict(source)), None
+    else:
+        path = find_recipe(source)
+        name, plain, folder = path.name, _read(path), path.parent
+    try:
+        for key in ("stages", "baseline"):
+            if isinstance(plain.get(key), str):
+                plain[key] = _method(plain[key], folder)
+        for override in overrides:
+            _override(plain, override)
+        return check_recipe(from_mapping(Recipe, _resolved(plain), ""))
+    except RecipeError as error:
+        raise RecipeError(f"{name}: {error}") from error
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the plain values of a YAML file, references unresolved."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise RecipeError(f"{path}: larger than 1 MiB; this is no recipe")
+    try:
+        return _plain(path.read_text())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "unknown place"
+        raise RecipeError(f"{path}: not valid YAML at {place}: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise RecipeError(f"{path}: not a readable recipe ({' '.join(str(error).split())[:200]})") from error
+
+
+def _plain(content: str | dict[str, Any]) -> dict[str, Any]:
+    found = OmegaConf.create(content)
+    if not OmegaConf.is_dict(found):
+        raise RecipeError("the top level of a recipe is a mapping of keys to values")
+    plain: dict[str, Any] = OmegaConf.to_container(found, resolve=False)  # type: ignore[assignment]  # checked above
+    return plain
+
+
+def _method(reference: str, folder: Path | None) -> Any:
+    """Return the list of stages in ``methods/NAME.yaml``, from beside the recipe or from the shipped ones."""
+    if not re.fullmatch(r"[\w-]+(/[\w-]+)*", reference):
+        raise RecipeError(f"stages: {reference!r} is no reference to a list of stages; write methods/NAME")
+    for place in (folder, recipe_folder()):
+        if place is not None and (path := place / f"{reference}.yaml").is_file():
+            return _read(path).get("stages")
+    known = sorted(f"methods/{p.stem}" for p in (recipe_folder() / "methods").glob("*.yaml"))
+    raise RecipeError(f"stages: there is no {reference!r}.{did_you_mean(reference, known)} Known: {', '.join(known)}")
+
+
+def _override(plain: dict[str, Any], override: str) -> None:
+    """Set one dotted key; every step of the path but the last must exist, and positions must be in the list."""
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"override {override!r}: write key=value, such as stages.0.steps=200")
+    try:
+        value = _plain(f"value: {text}" if text else "value: null")["value"]
+    except (yaml.YAMLError, OmegaConfBaseException, RecipeError) as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
+    here: Any = plain
+    *path, last = key.split(".")
+    for depth, part in enumerate(path):
+        here = _step(here, part, ".".join(path[: depth + 1]))
+        if isinstance(here, str):
+            raise RecipeError(
+                f"override {override!r}: {'.'.join(path[: depth + 1])} is the name {here!r}; write it as {{name: {here}}}"
+            )
+    if isinstance(here, list):
+        _step(here, last, key)
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise RecipeError(f"override {override!r}: {'.'.join(path)} is a single value, not a mapping")
+
+
+def _step(here: Any, part: str, where: str) -> Any:
+    if isinstance(here, list):
+        if not part.isdigit() or int(part) >= len(here):
+            raise RecipeError(f"override: {where}: the list has the positions 0 … {len(here) - 1}")
+        return here[int(part)]
+    if isinstance(here, dict):
+        return here.setdefault(part, {})
+    raise RecipeError(f"override: {where}: there is nothing below this key")
+
+
+def _resolved(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with plain references filled in; any other interpolation is refused."""
+    for where, text in _strings(plain, ""):
+        if "${" in _REFERENCE.sub("", text):
+            raise RecipeError(
+                f"{where}: {text!r} is refused; only plain references such as ${{seed}} or ${{data.patch}} are allowed"
+            )
+    try:
+        resolved: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)  # type: ignore[assignment]
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise RecipeError(f"a reference cannot be resolved: {str(error).splitlines()[0]}") from error
+    return resolved
+
+
+def _strings(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Yield every string of nested values, keys included, with its dotted place."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield f"{where}.{key}".lstrip("."), str(key)
+            yield from _strings(item, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, Sequence):
+        for index, item in enumerate(value):
+            yield from _strings(item, f"{where}.{index}".lstrip("."))
+
+
+# -- checking -----------------------------------------------------------------------------------------------------------
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe with every component's options checked and completed.
+
+    Raises:
+        RecipeError: A name is unknown, an option does not exist, has the wrong type or is out of range.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", recipe.name):
+        raise RecipeError(f"name: {recipe.name!r} becomes a folder; use letters, digits, '_', '-' and '.'")
+    if not recipe.stages:
+        raise RecipeError("stages: at least one stage is needed")
+    _check_ranges(recipe)
+
+    data = replace(recipe.data, dataset=_completed("dataset", recipe.data.dataset, "data.dataset"))
+    return replace(
+        recipe,
+        data=data,
+        backbone=_completed("backbone", recipe.backbone, "backbone"),
+        stages=tuple(_checked_stage(s, f"stages.{i}") for i, s in enumerate(recipe.stages)),
+        baseline=tuple(_checked_stage(s, f"baseline.{i}") for i, s in enumerate(recipe.baseline)),
+    )
+
+
+def _checked_stage(stage: Stage, where: str) -> Stage:
+
+    annotator = _completed("annotator", stage.annotator, f"{where}.annotator") if stage.annotator else None
+    if annotator is None and (stage.revise_every or stage.revise_at_start):
+        raise RecipeError(f"{where}.revise_every: there is no annotator to revise labels; name one or leave this out")
+    return replace(stage, strategy=_completed("strategy", stage.strategy, f"{where}.strategy"), annotator=annotator)
+
+
+def _completed(kind: registry.Kind, component: Component, where: str) -> Component:
+    """Return a component with checked options and all defaults; strategies, annotators and data sets are constructed."""
+    try:
+        known = registry.options(registry.get(kind, component.name))
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    chosen = {}
+    for key, value in component.options.items():
+        if key not in known:
+            raise RecipeError(
+                f"{where}.{key}: {component.name} has no such option.{did_you_mean(key, known)} It has: {', '.join(known) or 'none'}"
+            )
+        chosen[key] = convert(value, known[key].type, f"{where}.{key}")
+    for key, option in known.items():
+        if option.required and key not in chosen:
+            raise RecipeError(f"{where}.{key}: {component.name} needs this option: {option.help}")
+    options = {key: chosen.get(key, option.default) for key, option in known.items()}
+    if kind != "backbone":
+        try:
+            registry.build(kind, component.name, **options)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
+    return Component(component.name, options)
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    """Check what types cannot say."""
+
+    def need(holds: bool, where: str, value: Any, what: str) -> None:
+        if not holds:
+            raise RecipeError(f"{where}: {value} is out of range; {what}")
+
+    data, trainer, evaluation = recipe.data, recipe.trainer, recipe.evaluation
+    need(bool(data.patch) and min(data.patch) > 0, "data.patch", list(data.patch), "lengths in voxels, at least 1")
+    need(0 <= data.foreground <= 1, "data.foreground", data.foreground, "a share in [0, 1]")
+    need(data.spacing is None or min(data.spacing) > 0, "data.spacing", data.spacing, "lengths in mm")
+    need(data.dimensions in (None, 2, 3), "data.dimensions", data.dimensions, "2 or 3")
+    need(data.development >= 0, "data.development", data.development, "a number of patients")
+    need(
+        not isinstance(data.labelled, int | float) or data.labelled > 0,
+        "data.labelled",
+        data.labelled,
+        "at least one patient",
+    )
+    for key in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every"):
+        need(getattr(trainer, key) >= 1, f"trainer.{key}", getattr(trainer, key), "at least 1")
+    for key in ("clip", "threads", "workers"):
+        need(getattr(trainer, key) >= 0, f"trainer.{key}", getattr(trainer, key), "0 or more")
+    need(0 <= evaluation.overlap < 1, "evaluation.overlap", evaluation.overlap, "a share in [0, 1)")
+    need(evaluation.window_batch >= 1, "evaluation.window_batch", evaluation.window_batch, "at least 1")
+    need(evaluation.every >= 0, "evaluation.every", evaluation.every, "0 or more steps")
+    for part, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
+        for index, stage in enumerate(stages):
+            where = f"{part}.{index}"
+            need(stage.steps >= 0, f"{where}.steps", stage.steps, "0 or more")
+            need(stage.batch >= 1, f"{where}.batch", stage.batch, "at least 1 sample")
+            need(stage.optimiser.lr > 0, f"{where}.optimiser.lr", stage.optimiser.lr, "above 0")
+            need(stage.revise_every >= 0, f"{where}.revise_every", stage.revise_every, "0 or more steps")
+            need(stage.schedule.warmup >= 0 and stage.schedule.every >= 1, f"{where}.schedule", stage.schedule, "steps")
+            for name, stream in stage.streams.items():
+                need(
+                    stream.batch is None or stream.batch >= 1,
+                    f"{where}.streams.{name}.batch",
+                    stream.batch,
+                    "at least 1",
+                )
+            shares = asdict(stage.augment)
+            need(
+                0 <= shares["probability"] <= 1,
+                f"{where}.augment.probability",
+                shares["probability"],
+                "a share in [0, 1]",
+            )
+            for key in ("rotate", "scale", "shift", "gain", "offset", "gamma", "noise", "blur"):
+                need(shares[key] >= 0, f"{where}.augment.{key}", shares[key], "0 or more")
+            for key in ("scale", "gamma", "gain"):
+                need(shares[key] < 1, f"{where}.augment.{key}", shares[key], "below 1")
+            for axis in stage.augment.flip:
+                need(0 <= axis < len(data.patch), f"{where}.augment.flip", axis, f"an axis 0 … {len(data.patch) - 1}")
+            need(
+                not stage.augment.rot90 or data.patch[0] == data.patch[1],
+                f"{where}.augment.rot90", list(data.patch), "quarter turns need a patch whose first two axes are equally long",
+            )  # fmt: skip
+
+
+# -- writing ------------------------------------------------------------------------------------------------------------
+
+
+def to_mapping(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values: what :func:`load_recipe` takes, every default spelt out."""
+    plain: dict[str, Any] = _plain_value(recipe)
+    return plain
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Component):
+        return {"name": value.name, **{key: _plain_value(item) for key, item in value.options.items()}}
+    if is_dataclass(value):
+        return {key: _plain_value(getattr(value, key)) for key in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {key: _plain_value(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain_value(item) for item in value]
+    return value
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return the recipe as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_mapping(recipe)))
+
+
+def diff(one: Recipe, two: Recipe) -> list[str]:
+    """Return lines ``key: a -> b`` for every key in which two recipes differ."""
+    first, second = dict(_flat(to_mapping(one), "")), dict(_flat(to_mapping(two), ""))
+    keys = list(dict.fromkeys([*first, *second]))
+    return [
+        f"{k}: {first.get(k, '(none)')} -> {second.get(k, '(none)')}" for k in keys if first.get(k) != second.get(k)
+    ]
+
+
+def _flat(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Yield leaves with their dotted keys; lists of plain values are leaves."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{where}.{index}".lstrip("."))
+    else:
+        yield where, value

@@ -1,0 +1,144 @@
+"""Overlays of predictions on images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeleff.batch import IGNORE
+from labeleff.files import write_atomically
+
+# Okabe and Ito: told apart with any colour vision
+COLOURS = np.array(
+    [[0, 0, 0], [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]],
+    float,
+) / 255  # fmt: skip
+
+
+def grey(image: NDArray[Any]) -> NDArray[np.float64]:
+    """Return an image scaled to [0, 1] between its 1st and 99th percentile."""
+    low, high = np.percentile(image, [1, 99])
+    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+
+
+def overlay(image: NDArray[Any], label: NDArray[Any], *, strength: float = 0.4) -> NDArray[np.float64]:
+    """Return [H, W, 3] in [0, 1]: a grey image with translucent classes and their outlines in full colour."""
+    result = np.repeat(image[..., None], 3, axis=-1)
+    inside = (label > 0) & (label != IGNORE)
+    colour = COLOURS[1 + (label.astype(int) - 1) % (len(COLOURS) - 1)]
+    edge = np.zeros(label.shape, bool)
+    for axis in (0, 1):
+        differs = np.diff(label.astype(int), axis=axis) != 0
+        edge[tuple(slice(1, None) if a == axis else slice(None) for a in (0, 1))] |= differs
+        edge[tuple(slice(None, -1) if a == axis else slice(None) for a in (0, 1))] |= differs
+    mix = np.where(edge & inside, 0.95, np.where(inside, strength, 0.0))[..., None]
+    return result * (1 - mix) + colour * mix
+
+
+def slices_of(volume: NDArray[Any], axis: int, places: Sequence[int]) -> list[NDArray[Any]]:
+    """Return 2-D views of a volume, rows down; the image itself where it is 2-D."""
+    if volume.ndim == 2:
+        return [volume]
+    return [np.take(volume, place, axis=axis) for place in places]
+
+
+def interesting(reference: NDArray[Any], axis: int) -> list[int]:
+    """Return three slices: at a quarter, at the largest section, and at three quarters of the structure's extent."""
+    if reference.ndim == 2:
+        return [0]
+    others = tuple(a for a in range(3) if a != axis)
+    area = ((reference > 0) & (reference != IGNORE)).sum(axis=others)
+    filled = np.flatnonzero(area)
+    if not len(filled):
+        return [reference.shape[axis] // 2]
+    first, last = int(filled[0]), int(filled[-1])
+    return sorted({first + (last - first) // 4, int(area.argmax()), first + 3 * (last - first) // 4})
+
+
+def draw_case(
+    path: Path,
+    image: NDArray[Any],
+    reference: NDArray[Any],
+    predictions: Mapping[str, NDArray[Any]],
+    *,
+    title: str,
+    classes: Sequence[str],
+    slice_axis: int = 0,
+) -> None:
+    """Write a PNG: rows are slices; columns the image, the reference and each prediction with its Dice.
+
+    Args:
+        path: Where to.
+        image: [*S], one channel.
+        reference: [*S] labels.
+        predictions: [*S] labels by name.
+        title: Heading.
+        classes: Names, background first.
+        slice_axis: Axis of a volume that is cut.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    places = interesting(reference, slice_axis)
+    columns = {"image": None, "reference": reference, **predictions}
+    views = slices_of(image, slice_axis, places)
+    ratio = views[0].shape[0] / views[0].shape[1]
+    figure = Figure(figsize=(2.6 * len(columns), 2.6 * ratio * len(views) + 0.9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(views), len(columns), squeeze=False)
+    scaled = grey(image)
+    for row, view in enumerate(slices_of(scaled, slice_axis, places)):
+        for column, (name, label) in enumerate(columns.items()):
+            axes = grid[row, column]
+            shown = overlay(view, slices_of(label, slice_axis, places)[row]) if label is not None else view
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if row == 0:
+                score = f"\nmean Dice {_dice(label, reference, len(classes)):.3f}" if name in predictions else "\n"
+                axes.set_title(name + score, fontsize=9)
+            if column == 0 and image.ndim == 3:
+                axes.set_ylabel(f"slice {places[row]}", fontsize=8)
+    colours = [COLOURS[1 + (i - 1) % (len(COLOURS) - 1)] for i in range(1, len(classes))]
+    handles = [Patch(color=c, label=n) for c, n in zip(colours, classes[1:], strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def _dice(prediction: NDArray[Any], reference: NDArray[Any], classes: int) -> float:
+    from labeleff.evaluation.metrics import measure
+
+    names = [str(i) for i in range(classes)]
+    rows = measure(prediction, reference, classes=names, spacing=(float("nan"),) * reference.ndim)
+    return float(np.nanmean([row["dice"] for row in rows])) if any(not r["absent"] for r in rows) else float("nan")
+
+
+def select_cases(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the best, the median and the worst case by mean Dice over classes; ties go to the first name."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if not np.isnan(row["dice"]):
+            scores.setdefault(row["case"], []).append(row["dice"])
+    ranked = sorted(scores, key=lambda case: (-float(np.mean(scores[case])), case))
+    if not ranked:
+        return {}
+    return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+
+
+def overlay_grid(image: NDArray[Any], labels: Sequence[NDArray[Any]], *, slice_axis: int = 0) -> NDArray[np.uint8]:
+    """Return [3, H, W] for TensorBoard: the image beside each label map over it, at the largest section."""
+    places = interesting(labels[0], slice_axis)
+    place = places[len(places) // 2]
+    view = slices_of(grey(image), slice_axis, [place])[0]
+    tiles = [np.repeat(view[..., None], 3, axis=-1)]
+    tiles += [overlay(view, slices_of(label, slice_axis, [place])[0]) for label in labels]
+    return np.round(np.concatenate(tiles, axis=1) * 255).astype(np.uint8).transpose(2, 0, 1)

@@ -1,0 +1,248 @@
+"""What comes out of a run: validation on the way, the final evaluation, files, tables and pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from labeleff import __version__
+from labeleff.data.manifest import Case
+from labeleff.evaluation.evaluate import evaluate
+from labeleff.evaluation.tables import rich_comparison, rich_table, summarise, write_cases_csv
+from labeleff.files import append_line, write_atomically, write_json
+from labeleff.prepared import Prepared, describe
+from labeleff.recipe import Recipe
+from labeleff.recipe_io import to_mapping
+from labeleff.report.pictures import draw_case, overlay_grid, select_cases
+from labeleff.rundir import RunDirectory
+from labeleff.runlog import RunLog, console
+from labeleff.strategies.base import Strategy
+
+ORACLE = "oracle"
+"""Selection by the evaluation cases themselves. Reported on request, marked, never a result."""
+
+
+def snapshot_path(directory: RunDirectory, stage: int, step: int) -> Path:
+    """Return where the weights of a validation are kept."""
+    return directory.folder / "snapshots" / f"stage-{stage:02d}-step-{step:08d}.safetensors"
+
+
+def _tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{name}": value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()
+    }
+
+
+def load_snapshot(path: Path, backbone: nn.Module, strategy: Strategy) -> None:
+    """Load the weights of a validation into the backbone and the strategy, in place."""
+    tensors = load_file(path)
+    for prefix, module in (("backbone", backbone), ("strategy", strategy)):
+        module.load_state_dict(
+            {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
+        )
+
+
+def best_of(history: Iterable[Mapping[str, Any]], stage: int) -> Mapping[str, Any] | None:
+    """Return the validation with the highest mean Dice of a stage, the earliest of equals; None without validation."""
+    entries = [entry for entry in history if entry["stage"] == stage and entry["dice"] is not None]
+    return max(entries, key=lambda entry: (entry["dice"], -entry["step"]), default=None)
+
+
+def validate(
+    data: Prepared, directory: RunDirectory, backbone: nn.Module, strategy: Strategy, *, stage: int, step: int
+) -> dict[str, Any]:
+    """Keep a snapshot of the weights and return its entry: stage, step and mean validation Dice of the first predictor."""
+    tensors = _tensors("backbone", backbone) | _tensors("strategy", strategy)
+    write_atomically(snapshot_path(directory, stage, step), save(tensors))
+    cases = data.evaluation_cases("validation")
+    dice = None
+    if cases:
+        name, network = next(iter(strategy.predictors(backbone).items()))
+        rows = evaluate({name: network}, cases, data.viewer(_device(network)), data.dataset.read_label)
+        dice = _mean_dice(list(rows))
+    return {"stage": stage, "step": step, "dice": dice}
+
+
+def write_prediction(folder: Path, case: str, prediction: NDArray[np.uint8]) -> None:
+    """Keep a label map [*S] in ``predictions/<case>.npz``."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, prediction=prediction)
+    write_atomically(folder / "predictions" / f"{case}.npz", buffer.getvalue())
+
+
+def read_prediction(folder: Path, case: str) -> NDArray[np.uint8]:
+    """Return a label map that :func:`write_prediction` kept."""
+    with np.load(folder / "predictions" / f"{case}.npz", allow_pickle=False) as content:
+        prediction: NDArray[np.uint8] = content["prediction"]
+        return prediction
+
+
+@dataclass(frozen=True)
+class Results:
+    """The end of a run: the test labels are opened here, once per selection, and each opening is logged."""
+
+    recipe: Recipe
+    directory: RunDirectory
+    data: Prepared
+    log: RunLog
+
+    def finish(
+        self, backbone: nn.Module, strategy: Strategy, history: list[dict[str, Any]], seconds: float
+    ) -> dict[str, Any]:
+        """Evaluate, write ``cases.csv``, pictures, the predictor and ``summary.json``, and return the summary."""
+        last = len(self.recipe.stages) - 1
+        chosen = self.recipe.stages[-1].take
+        rows: list[dict[str, Any]] = []
+        networks = self._predictors(backbone, strategy)
+        self._save_predictor(networks)
+        rows += self._measure(networks, chosen, keep=next(iter(networks)))
+        self._pictures([row for row in rows if row["predictor"] == next(iter(networks))])
+        current = _tensors("backbone", backbone) | _tensors("strategy", strategy)
+        best = best_of(history, last)
+        if best is not None and chosen == "last":
+            load_snapshot(snapshot_path(self.directory, last, best["step"]), backbone, strategy)
+            rows += self._measure(self._predictors(backbone, strategy), "val_best")
+        if self.recipe.evaluation.oracle:
+            rows += self._oracle(backbone, strategy, [entry for entry in history if entry["stage"] == last])
+        for prefix, module in (("backbone", backbone), ("strategy", strategy)):
+            module.load_state_dict(
+                {k.removeprefix(prefix + "."): v for k, v in current.items() if k.startswith(prefix + ".")}
+            )
+        write_cases_csv(self.directory.folder / "cases.csv", rows)
+        summary = {
+            "name": self.recipe.name,
+            "labeleff": __version__,
+            **describe(self.data),
+            "selection": chosen,
+            "predictor": next(iter(networks)),
+            "steps": [stage.steps for stage in self.recipe.stages],
+            "extensions": self._extensions(),
+            "validation": history,
+            "results": summarise(rows),
+            "training_seconds": round(seconds, 1),
+        }
+        write_json(self.directory.summary, summary)
+        self.log.close()
+        show(self.recipe.name, summary)
+        console().print(f"everything is in {self.directory.folder}")
+        return summary
+
+    def _predictors(self, backbone: nn.Module, strategy: Strategy) -> dict[str, nn.Module]:
+        networks = strategy.predictors(backbone)
+        return networks if self.recipe.evaluation.predictors == "all" else dict(list(networks.items())[:1])
+
+    def _measure(self, networks: Mapping[str, nn.Module], selection: str, keep: str = "") -> list[dict[str, Any]]:
+        """Open the evaluation labels and measure; the opening is logged before it happens.
+
+        The label maps of the predictor ``keep`` are written to ``predictions/``.
+        """
+        cases = self.data.evaluation_cases("test")
+        opening = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "recipe": self.recipe.name,
+            "dataset": self.data.manifest.name,
+            "evaluated_on": self.data.split.evaluate_on,
+            "split": self.data.split.hash,
+            "cases": len(cases),
+            "selection": selection,
+        }
+        append_line(self.directory.folder / "test_openings.jsonl", opening)
+        device = _device(next(iter(networks.values())))
+        viewer = self.data.viewer(device)
+
+        def seen(case: Case, name: str, prediction: NDArray[np.uint8]) -> None:
+            if name == keep:
+                write_prediction(self.directory.folder, case.id, prediction)
+
+        return list(evaluate(networks, cases, viewer, self.data.dataset.read_label, selection=selection, seen=seen))
+
+    def _oracle(self, backbone: nn.Module, strategy: Strategy, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows of the snapshot that is best on the evaluation cases."""
+        best: list[dict[str, Any]] = []
+        for entry in entries:
+            load_snapshot(snapshot_path(self.directory, entry["stage"], entry["step"]), backbone, strategy)
+            networks = dict(list(strategy.predictors(backbone).items())[:1])
+            rows = self._measure(networks, ORACLE)
+            if not best or (_mean_dice(rows) or 0.0) > (_mean_dice(best) or 0.0):
+                best = rows
+        return best
+
+    def _save_predictor(self, networks: Mapping[str, nn.Module]) -> None:
+        name, network = next(iter(networks.items()))
+        header = {
+            "labeleff": __version__,
+            "predictor": name,
+            "recipe": json.dumps(to_mapping(self.recipe)),
+            "classes": json.dumps(list(self.data.task.classes)),
+            "split": self.data.split.hash,
+        }
+        tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+        write_atomically(self.directory.folder / "predictor.safetensors", save(tensors, metadata=header))
+
+    def _pictures(self, rows: list[dict[str, Any]]) -> None:
+        """Draw the best, the median and the worst case of the first predictor."""
+        if not self.recipe.evaluation.pictures:
+            return
+        axis = self.data.manifest.slice_axis
+        for rank, case_id in select_cases(rows).items():
+            case = self.data.manifest.case(case_id)
+            image, reference = (
+                self.data.dataset.read_image(case)[0].astype(np.float32),
+                self.data.dataset.read_label(case),
+            )
+            prediction = read_prediction(self.directory.folder, case_id)
+            draw_case(
+                self.directory.folder / "pictures" / f"{rank}-{case_id}.png",
+                image,
+                reference,
+                {self.recipe.name: prediction},
+                title=f"{rank} case: {case_id}",
+                classes=self.data.task.classes,
+                slice_axis=axis,
+            )
+            step = self.recipe.stages[-1].steps
+            grid = overlay_grid(image, [reference, prediction], slice_axis=axis)
+            self.log.image(len(self.recipe.stages) - 1, step, f"test/{rank}", grid)
+
+    def _extensions(self) -> list[dict[str, Any]]:
+        path = self.directory.folder / "extensions.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def show(name: str, summary: Mapping[str, Any]) -> None:
+    """Print the table of a finished run."""
+    console().print(rich_table(name, summary["results"]))
+    for note in summary["notes"]:
+        console().print(f"note: {note}")
+
+
+def compare(folder: Path, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Print runs side by side, and write their comparison: difference of the mean Dice per case, in words."""
+    value = {"runs": {name: dict(summary) for name, summary in summaries.items()}}
+    console().print(rich_comparison({name: summary["results"] for name, summary in summaries.items()}))
+    write_json(folder / "comparison.json", value)
+    return value
+
+
+def _mean_dice(rows: list[dict[str, Any]]) -> float | None:
+    """Return the mean over classes of the mean over cases; None where nothing could be measured."""
+    by_class: dict[str, list[float]] = {}
+    for row in rows:
+        if not np.isnan(row["dice"]):
+            by_class.setdefault(row["class"], []).append(row["dice"])
+    return float(np.mean([np.mean(values) for values in by_class.values()])) if by_class else None
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -1,0 +1,89 @@
+"""What a run says while it runs: lines of metrics, TensorBoard, a few words on the terminal."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from labeleff.recipe import Recipe
+from labeleff.rundir import RunDirectory
+
+
+@cache
+def console() -> Console:
+    """Return the one console that runs print to."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+class RunLog:
+    """Metrics of a run. Lines are buffered and reach the disk before the checkpoint that covers them.
+
+    Args:
+        directory: The run directory.
+        recipe: The run.
+        write: False on all but the first process.
+    """
+
+    def __init__(self, directory: RunDirectory, recipe: Recipe, *, write: bool = True) -> None:
+        self.directory, self.write = directory, write
+        self.latest: dict[str, float] = {}
+        self.interactive = write and console().is_terminal
+        self._lines: list[str] = []
+        self._board: Any = None
+        self._offsets = [sum(stage.steps for stage in recipe.stages[:index]) for index in range(len(recipe.stages) + 1)]
+
+    def rewind(self, stage: int, step: int) -> None:
+        """Forget everything after a step: what comes now is written in its place."""
+        self._lines.clear()
+        if self.write:
+            self.directory.cut_metrics(stage, step)
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = self._offsets[stage] + step + 1
+            self._board = SummaryWriter(str(self.directory.folder / "tensorboard"), purge_step=purge)
+
+    def step(self, stage: int, step: int, values: dict[str, float]) -> None:
+        """Note the losses and the learning rate of an optimiser step."""
+        self.latest = values
+        if not self.write:
+            return
+        self._lines.append(json.dumps({"stage": stage, "step": step, **values}))
+        for name, value in values.items():
+            self.scalar(stage, step, f"train/{name}", value)
+
+    def scalar(self, stage: int, step: int, name: str, value: float) -> None:
+        """Draw one point in TensorBoard; steps count on through the stages."""
+        if self._board is not None:
+            self._board.add_scalar(name, value, self._offsets[stage] + step)
+
+    def image(self, stage: int, step: int, name: str, picture: NDArray[np.uint8]) -> None:
+        """Show a picture [3, H, W] in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, picture, self._offsets[stage] + step)
+
+    def say(self, text: str) -> None:
+        """Print a line on the first process."""
+        if self.write:
+            console().print(text)
+
+    def flush(self) -> None:
+        """Push what was noted to the disk."""
+        if self._lines:
+            with self.directory.metrics.open("a") as file:
+                file.writelines(line + "\n" for line in self._lines)
+                file.flush()
+            self._lines.clear()
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Write everything and let TensorBoard go."""
+        self.flush()
+        if self._board is not None:
+            self._board.close()
+            self._board = None

@@ -1,0 +1,439 @@
+"""From a recipe to a run directory: stages, revisions, resume, evaluation."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from labeleff import registry
+from labeleff.annotators.base import Annotator
+from labeleff.batch import Progress, derive_seed
+from labeleff.edits import Edit, Question, Reviewed
+from labeleff.errors import Interrupted, RecipeError, RunError
+from labeleff.learner import Learner, StepMeans
+from labeleff.prepared import Prepared, prepare
+from labeleff.recipe import Recipe, Stage
+from labeleff.results import Results, best_of, compare, load_snapshot, show, snapshot_path, validate
+from labeleff.rundir import RunDirectory
+from labeleff.runlog import RunLog, console
+from labeleff.strategies.base import Strategy
+
+PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def run(
+    recipe: Recipe, folder: Path, *, fresh: bool = False, extend: bool = False, cache: Path | None = None
+) -> dict[str, Any]:
+    """Train, evaluate and write a run directory; go on where an earlier process stopped.
+
+    Args:
+        recipe: What to run.
+        folder: The run directory. One that holds the same recipe is resumed.
+        fresh: Remove what an earlier run wrote and start over. The log of test-label openings stays.
+        extend: Accept a recipe whose last stage has become longer, and record that.
+        cache: Where prepared images are kept; default: ``labeleff/prepared`` in the user's cache folder.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+
+    Raises:
+        RunError: The folder holds another recipe, or another process is at work in it.
+        Interrupted: SIGTERM or SIGINT arrived; a checkpoint was written.
+    """
+    folder = Path(folder)
+    if not recipe.baseline:
+        return _run_one(recipe, folder, fresh=fresh, extend=extend, cache=cache)
+    main = replace(recipe, baseline=())
+    results = {
+        "baseline": _run_one(
+            replace(main, stages=recipe.baseline, name=f"{recipe.name}-baseline"),
+            folder / "baseline",
+            fresh=fresh,
+            extend=extend,
+            cache=cache,
+        )
+    }
+    results[recipe.name] = _run_one(main, folder, fresh=fresh, extend=extend, cache=cache)
+    return compare(folder, results)
+
+
+def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: Path | None) -> dict[str, Any]:
+    recipe = resolve(recipe)
+    directory = RunDirectory(folder)
+    if rank_zero_only.rank:  # other processes of a data-parallel run only read
+        return Run(recipe, directory, cache).execute()
+    with directory.locked():
+        if fresh:
+            directory.clear()
+        finished = directory.claim(recipe, extend=extend)
+        if finished is not None:
+            console().print(f"{folder}: this run is complete; --fresh starts over")
+            show(recipe.name, finished)
+            return finished
+        return Run(recipe, directory, cache).execute()
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """Replace what depends on the machine by what it is here: the number of threads is part of a run."""
+    threads = recipe.trainer.threads or torch.get_num_threads()
+    return replace(recipe, trainer=replace(recipe.trainer, threads=threads))
+
+
+class _Stop:
+    """Remembers that the process was asked to stop, while a fit runs."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        return self
+
+    def listen(self) -> None:
+        """Put the handlers in place. A second signal is not waited for."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.signal(number, self._hear)
+            self._before.setdefault(number, previous)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number).name
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class _Edge(lightning.Callback):
+    """What happens after every optimiser step of a fit: lines of metrics, checkpoints, the wish to stop."""
+
+    def __init__(self, run: Run, learner: Learner, stop: _Stop, last: int) -> None:
+        self.run, self.learner, self.stop, self.last = run, learner, stop, last
+        self.step = learner.first_step
+        learner.after_optimiser_step.append(self.seen)
+
+    def seen(self, step: int, means: StepMeans) -> None:
+        every = self.run.recipe.trainer.log_every
+        self.step = step
+        if step % every == 0 or step == self.learner.stage.steps:
+            self.run.log.step(self.learner.index, step, means.read())
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        self.stop.listen()  # after Lightning has put its own handlers in place
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:  # noqa: ARG002
+        if (batch_idx + 1) % self.learner.accumulate:
+            return
+        every = self.run.recipe.trainer.checkpoint_every
+        asked = self.stop.asked is not None
+        if trainer.world_size > 1:
+            asked = bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+        if self.step < self.last and (asked or self.step % every == 0):
+            self.run.save(self.learner, self.step, trainer)
+        if asked:
+            self.stop.asked = self.stop.asked or "a signal to another process"
+            trainer.should_stop = True
+
+
+class _Bar(TQDMProgressBar):
+    """Lightning's bar with the stage's name and the last losses read."""
+
+    def __init__(self, log: RunLog, title: str) -> None:
+        super().__init__(refresh_rate=5)
+        self.log_, self.title = log, title
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.leave = False
+        return bar
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(self.title)
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: Any) -> dict[str, Any]:  # noqa: ARG002
+        return {name: f"{value:.3g}" for name, value in self.log_.latest.items()}
+
+
+class Run:
+    """One run in its directory. Everything drawn is arithmetic, so that a resumed run is the undisturbed one."""
+
+    def __init__(self, recipe: Recipe, directory: RunDirectory, cache: Path | None) -> None:
+        self.recipe, self.directory = recipe, directory
+        torch.set_num_threads(recipe.trainer.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.data: Prepared = prepare(recipe, directory.folder, cache=cache, write=not rank_zero_only.rank)
+        self.log = RunLog(directory, recipe, write=not rank_zero_only.rank)
+        self.backbone = self.data.backbone(derive_seed(recipe.seed, "init"))
+        self.revision = 0
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    # -- stages ---------------------------------------------------------------------------------------------------------
+
+    def execute(self) -> dict[str, Any]:
+        """Run the stages that are left, evaluate, and return the summary."""
+        state, notes = self.directory.load_checkpoint()
+        for note in notes:
+            console().print(note)
+        first, strategy, optimiser = 0, None, None
+        if state is not None:
+            console().print(f"resuming {self.recipe.name} at stage {state['stage']}, step {state['step']}")
+            first = state["stage"]
+            self.history, self.revision, self.seconds = state["history"], state["revision"], state["seconds"]
+            self.data.annotations.discard_after(self.revision)
+            self.log.rewind(state["stage"], state["step"])
+        else:
+            self.data.annotations.discard_after(0)
+            self.log.rewind(0, 0)
+        for index in range(first, len(self.recipe.stages)):
+            strategy, optimiser = self._stage(index, strategy, optimiser, state if index == first else None)
+        assert strategy is not None  # noqa: S101  a recipe has at least one stage
+        if rank_zero_only.rank:
+            return {}
+        results = Results(self.recipe, self.directory, self.data, self.log)
+        return results.finish(self.backbone, strategy, self.history, self.seconds)
+
+    def _stage(
+        self, index: int, previous: Strategy | None, moments: Any, state: Mapping[str, Any] | None
+    ) -> tuple[Strategy, Any]:
+        """Run one stage from its start, or from a checkpoint inside it, and return its strategy and optimiser state."""
+        stage = self.recipe.stages[index]
+        strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+        annotator: Annotator | None = None
+        if stage.annotator is not None:
+            annotator = registry.build("annotator", stage.annotator.name, **stage.annotator.options)
+        if state is None:
+            self.backbone = self.data.start(self.backbone, stage, derive_seed(self.recipe.seed, "init"))
+        flags = [(p, p.requires_grad) for p in self.backbone.parameters()]
+        torch.manual_seed(derive_seed(self.recipe.seed, "build", index))
+        strategy.build(self.backbone, self.data.task)
+        optimiser = moments if stage.optimiser_state == "previous" else None
+        step = 0
+        if state is not None:
+            self.backbone.load_state_dict(state["backbone"])
+            strategy.load_state_dict(state["strategy"])
+            if annotator is not None:
+                annotator.load_state_dict(state["annotator"])
+            optimiser, step = state["optimiser"], state["step"]
+        elif previous is not None:
+            report = strategy.inherit(previous.state_dict())
+            if report.note:
+                self.log.say(f"stage {index}: {report.note}")
+        optimiser = self._fit_stage(index, strategy, annotator, optimiser, step, state)
+        if stage.take == "val_best":
+            self._take_best(index, strategy)
+        for parameter, asked in flags:
+            parameter.requires_grad_(asked)
+        return strategy, optimiser
+
+    def _take_best(self, index: int, strategy: Strategy) -> None:
+        """Load the weights of the best validation of a stage.
+
+        Raises:
+            RecipeError: There was no validation to choose by.
+        """
+        best = best_of(self.history, index)
+        if best is None:
+            raise RecipeError(
+                f"stages.{index}.take is val_best, but nothing was validated: set evaluation.every to a number of steps "
+                "that the stage reaches and data.validation to a number of patients"
+            )
+        load_snapshot(snapshot_path(self.directory, index, best["step"]), self.backbone, strategy)
+
+    def _fit_stage(
+        self,
+        index: int,
+        strategy: Strategy,
+        annotator: Annotator | None,
+        optimiser: Any,
+        step: int,
+        state: Mapping[str, Any] | None,
+    ) -> Any:
+        """Fit segment after segment; a segment ends where labels are revised or the predictor is validated."""
+        stage = self.recipe.stages[index]
+        scaler = state["scaler"] if state is not None else None
+        if state is None and annotator is not None and stage.revise_at_start:
+            self._revise(index, strategy, annotator, 0)
+        for end in self._edges(stage, step):
+            learner = Learner(
+                self.backbone,
+                strategy,
+                stage,
+                index=index,
+                seed=self.recipe.seed,
+                first_step=step,
+                accumulate=self.recipe.trainer.accumulate,
+                annotator=annotator,
+                optimiser_state=optimiser,
+            )
+            trainer, asked = self._fit(learner, end, scaler)
+            optimiser, step = _state_of(trainer.optimizers[0]), end
+            scaler = trainer.precision_plugin.state_dict() or None
+            every = self.recipe.evaluation.every
+            if every and end % every == 0:
+                self._validate(index, end, strategy)
+            if annotator is not None and stage.revise_every and end % stage.revise_every == 0 and end < stage.steps:
+                self._revise(index, strategy, annotator, end)
+            self.save(learner, end, trainer)
+            if asked is not None:
+                raise _interrupted(asked, index, end)
+        return optimiser
+
+    def _edges(self, stage: Stage, step: int) -> Iterator[int]:
+        """Yield the steps after ``step`` at which a fit must end."""
+        periods = [p for p in (self.recipe.evaluation.every, stage.revise_every if stage.annotator else 0) if p]
+        for candidate in range(step + 1, stage.steps + 1):
+            if candidate == stage.steps or any(candidate % period == 0 for period in periods):
+                yield candidate
+
+    def _fit(self, learner: Learner, end: int, scaler: Any) -> tuple[lightning.Trainer, str | None]:
+        """Fit from the learner's first step to ``end``; return the trainer, and the signal that came at the very end.
+
+        Raises:
+            Interrupted: The process was asked to stop; the checkpoint is written.
+        """
+        spec, stage = self.recipe.trainer, learner.stage
+        with _Stop() as stop, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+            edge = _Edge(self, learner, stop, end)
+            title = f"stage {learner.index + 1}/{len(self.recipe.stages)} {stage.strategy.name}"
+            bar: list[lightning.Callback] = [_Bar(self.log, title)] if self.log.interactive else []
+            trainer = lightning.Trainer(
+                accelerator=spec.accelerator,
+                devices=spec.devices,
+                num_nodes=spec.nodes,
+                precision=PRECISION[spec.precision],  # type: ignore[arg-type]  # Lightning lists these as literals
+                max_steps=end - learner.first_step,
+                gradient_clip_val=spec.clip or None,
+                accumulate_grad_batches=spec.accumulate,
+                callbacks=[edge, *bar],
+                enable_progress_bar=bool(bar),
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                logger=False,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=0,
+                default_root_dir=self.directory.folder,
+            )
+            if scaler is not None:
+                trainer.precision_plugin.load_state_dict(scaler)
+            began = time.perf_counter()
+            loader = self.data.loader(
+                learner.stage,
+                learner.index,
+                learner.strategy,
+                first=learner.first_step,
+                last=end,
+                revision=self.revision,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+            )
+            trainer.fit(learner, loader)
+            self.seconds += time.perf_counter() - began
+        if stop.asked is not None and edge.step < end:
+            raise _interrupted(stop.asked, learner.index, edge.step)
+        if edge.step != end:
+            raise RunError(f"stage {learner.index} ended at step {edge.step} instead of {end}")
+        return trainer, stop.asked
+
+    # -- what happens at edges -------------------------------------------------------------------------------------------
+
+    def save(self, learner: Learner, step: int, trainer: lightning.Trainer) -> None:
+        """Write a checkpoint of everything that training depends on, on the first process."""
+        if rank_zero_only.rank:
+            return
+        self.log.flush()
+        self.directory.save_checkpoint(
+            {
+                "stage": learner.index,
+                "step": step,
+                "revision": self.revision,
+                "history": self.history,
+                "seconds": self.seconds,
+                "backbone": self.backbone.state_dict(),
+                "strategy": learner.strategy.state_dict(),
+                "annotator": learner.annotator.state_dict() if learner.annotator is not None else {},
+                "optimiser": _state_of(trainer.optimizers[0]),
+                "scaler": trainer.precision_plugin.state_dict() or None,
+            }
+        )
+
+    def _validate(self, index: int, step: int, strategy: Strategy) -> None:
+        """Keep a snapshot and, where there are validation cases, the mean Dice of the first predictor."""
+        entry: list[Any] = [None]
+        if not rank_zero_only.rank:
+            entry[0] = validate(self.data, self.directory, self.backbone, strategy, stage=index, step=step)
+            if entry[0]["dice"] is not None:
+                self.log.scalar(index, step, "validation/dice", entry[0]["dice"])
+        if _is_distributed():
+            torch.distributed.broadcast_object_list(entry)
+        self.history.append(entry[0])
+
+    def _revise(self, index: int, strategy: Strategy, annotator: Annotator, step: int) -> None:
+        """Let the annotator change labels; the first process applies them, the others wait and read the new revision."""
+        stage = self.recipe.stages[index]
+        if not rank_zero_only.rank:
+            progress = Progress(step, stage.steps, index, self.recipe.seed)
+            torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))
+            network = next(iter(strategy.predictors(self.backbone).values()))
+            answers = annotator.revise(self._reviewed(network, annotator), progress)
+            author = f"{stage.annotator.name}" if stage.annotator else ""
+            revision = self.data.annotations.apply(_edits(answers), step=step, stage=index, author=author)
+            self.log.say(f"stage {index}, step {step}: {author} made revision {revision} of the labels")
+        if _is_distributed():
+            torch.distributed.barrier()
+        self.revision += 1
+
+    def _reviewed(self, network: nn.Module, annotator: Annotator) -> Iterator[Reviewed]:
+        """Predict the annotator's cases one at a time. Only labels that somebody has given are shown."""
+        store, annotations, viewer = self.data.store, self.data.annotations, self.data.viewer()
+        for case in self.data.cases_of(annotator.role):
+            yield Reviewed(
+                case=case,
+                probs=viewer.probabilities(network, case)[None].cpu(),
+                label=annotations.read(case, revision=self.revision),
+                given=annotations.read_given(case),
+                spacing=store.spacing(case),
+            )
+
+
+def _interrupted(asked: str, stage: int, step: int) -> Interrupted:
+    return Interrupted(
+        f"{asked}: stopped after step {step} of stage {stage} with a checkpoint; run the same command again to go on"
+    )
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _edits(answers: Iterable[Edit | Question]) -> Iterator[Edit]:
+    for answer in answers:
+        if isinstance(answer, Question):
+            raise RecipeError(f"the annotator asks about case {answer.case!r}, but this run has nobody to answer")
+        yield answer
+
+
+def _state_of(optimiser: Any) -> dict[str, Any]:
+    """Return the optimiser's state as plain containers of tensors and numbers."""
+    state: dict[str, Any] = optimiser.state_dict()
+    return state

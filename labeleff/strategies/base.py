@@ -1,0 +1,67 @@
+"""The contract of a strategy: what is minimised. One method is required, the others have defaults."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from labeleff.batch import Batch, Progress, Report, StepOutput, Stream, Task
+
+
+class Strategy(nn.Module, ABC):
+    """How a network learns from a batch.
+
+    A strategy is a module: teachers, heads and banks made in :meth:`build` are moved, saved and restored with it.
+    The backbone is passed in, not owned. Options are the keyword-only arguments of ``__init__``; a value out of range
+    raises ``ValueError`` there. A strategy never opens a file, moves a tensor between devices or steps an optimiser.
+    """
+
+    batch_joint: ClassVar[bool] = False
+    """The loss joins samples of the batch, so that processes with shares of a batch do not equal one process with all."""
+
+    supports_regions: ClassVar[bool] = False
+    """Works on overlapping regions (sigmoid) too."""
+
+    def streams(self) -> dict[str, Stream]:
+        """Return the streams this instance draws from. Default: labelled patches."""
+        return {"labelled": Stream("labelled")}
+
+    def build(self, backbone: nn.Module, task: Task) -> None:
+        """Make teachers, heads and further views, once, when the stage starts."""
+
+    @abstractmethod
+    def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
+        """Return the named losses of one step. The batch must be left as it was."""
+
+    def after_step(self, backbone: nn.Module, progress: Progress) -> None:
+        """Follow an optimiser step (moving averages, banks). Not called for the micro-batches in between."""
+
+    def parameter_groups(self, backbone: nn.Module) -> list[dict[str, Any]]:
+        """Return what is optimised, as groups ``{"params": [...], "factor": 1.0}`` with factors on the learning rate."""
+        asked = [p for module in (backbone, self) for p in module.parameters() if p.requires_grad]
+        return [{"params": asked, "factor": 1.0}]
+
+    def set_modes(self, backbone: nn.Module) -> None:
+        """Set train and eval modes before a step. Default: the backbone and everything of the strategy train."""
+        backbone.train()
+        self.train()
+
+    def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        """Return what can be evaluated; the first is the default and the one handed on. Each returns logits."""
+        return {"student": backbone}
+
+    def inherit(self, previous: Mapping[str, Tensor]) -> Report:
+        """Take over state of the previous stage's strategy. Default: nothing, and say so."""
+        return Report(left=tuple(previous), note="strategy state of the previous stage is not used" if previous else "")
+
+
+def fresh_copy(network: nn.Module, *, trainable: bool = False) -> nn.Module:
+    """Return a deep copy with its own storage (a teacher: without gradients)."""
+    twin = copy.deepcopy(network)
+    for parameter in twin.parameters():
+        parameter.requires_grad_(trainable)
+    return twin

@@ -1,0 +1,101 @@
+"""Mean teacher: the average of past students teaches consistency on unlabelled images.
+
+Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv:1703.01780; the segmentation form is
+that of UA-MT and SSL4MIS without uncertainty.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
+from labeleff.functional.ema import BufferRule, ema_update_
+from labeleff.functional.losses import DiceForm, probability_mse, segmentation_loss
+from labeleff.functional.schedules import sigmoid_rampup
+from labeleff.registry import register
+from labeleff.strategies.base import Strategy, fresh_copy
+
+
+@register("strategy", "mean_teacher")
+class MeanTeacher(Strategy):
+    """L = (CE + Dice) / 2 (labelled) + λ(t) · MSE(softmax student, softmax teacher) (unlabelled).
+
+    The default is the one we would defend: no early-life ramp of the decay is needed once the weight itself is ramped,
+    a full weight of 1 and a teacher in eval mode. SSL4MIS: ``weight=0.1, ramp_decay=True, teacher_mode=train,
+    buffers=keep``.
+
+    Args:
+        weight: Consistency weight λ after the ramp.
+        rampup: Share of the stage over which λ rises, as ``exp(-5 (1 - t)²)``; 0: no ramp.
+        decay: Decay of the teacher's moving average.
+        ramp_decay: Use ``min(1 - 1 / (step + 1), decay)``, as UA-MT and SSL4MIS do.
+        noise: Standard deviation of the noise on the teacher's input, clipped to twice that; units of the image.
+        teacher_mode: ``eval``, or ``train`` (dropout and batch statistics at work, as in the authors' code).
+        buffers: What happens to the teacher's norm statistics, see ``ema_update_``.
+        dice: Form of the Dice loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        rampup: float = 0.4,
+        decay: float = 0.99,
+        ramp_decay: bool = False,
+        noise: float = 0.1,
+        teacher_mode: Literal["eval", "train"] = "eval",
+        buffers: BufferRule = "average",
+        dice: DiceForm = "squared",
+    ) -> None:
+        super().__init__()
+        if weight < 0 or noise < 0 or not 0 <= rampup <= 1 or not 0 <= decay <= 1:
+            raise ValueError("weight and noise must be >= 0, rampup and decay in [0, 1]")
+        self.weight, self.rampup, self.decay, self.ramp_decay = weight, rampup, decay, ramp_decay
+        self.noise, self.teacher_mode = noise, teacher_mode
+        self.buffer_rule: BufferRule = buffers
+        self.dice: DiceForm = dice
+
+    def streams(self) -> dict[str, Stream]:
+        """Return labelled and unlabelled patches; without unlabelled cases only the supervised term is left."""
+        return {"labelled": Stream("labelled"), "unlabelled": Stream("unlabelled", optional=True)}
+
+    def build(self, backbone: nn.Module, task: Task) -> None:  # noqa: ARG002
+        """Make the teacher: a copy of the student as it starts."""
+        self.teacher = fresh_copy(backbone)
+
+    def set_modes(self, backbone: nn.Module) -> None:
+        """Train the student; the teacher as asked for."""
+        backbone.train()
+        self.teacher.train(self.teacher_mode == "train")
+
+    def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
+        """Return ``supervised`` and ``consistency``. The student sees both streams in one pass."""
+        labelled, unlabelled = batch["labelled"], batch.get("unlabelled")
+        if unlabelled is None:
+            logits = backbone(labelled.image)
+            loss = segmentation_loss(logits, labelled.label, dice=self.dice)
+            return StepOutput({"supervised": loss}, {"labelled": logits.detach()})
+        count = len(labelled.image)
+        logits = backbone(torch.cat([labelled.image, unlabelled.image]))
+        with torch.no_grad():
+            noise = (torch.randn_like(unlabelled.image) * self.noise).clamp(-2 * self.noise, 2 * self.noise)
+            target = self.teacher(unlabelled.image + noise).float().softmax(1)
+        weight = self.weight * (sigmoid_rampup(progress.fraction / self.rampup) if self.rampup else 1.0)
+        losses = {
+            "supervised": segmentation_loss(logits[:count], labelled.label, dice=self.dice),
+            "consistency": weight * probability_mse(logits[count:], target, unlabelled.valid),
+        }
+        seen = {"labelled": logits[:count].detach(), "unlabelled": logits[count:].detach()}
+        return StepOutput(losses, seen, {"consistency_weight": torch.tensor(weight)})
+
+    def after_step(self, backbone: nn.Module, progress: Progress) -> None:
+        """Move the teacher."""
+        decay = min(1 - 1 / (progress.step + 1), self.decay) if self.ramp_decay else self.decay
+        ema_update_(self.teacher, backbone, decay, buffers=self.buffer_rule)
+
+    def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        """Return the student and the teacher."""
+        return {"student": backbone, "teacher": self.teacher}
