@@ -1,0 +1,120 @@
+"""``labeleff check``: everything constructed, the data audited, time and memory estimated from a few timed steps."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from labeleff import registry
+from labeleff.batch import derive_seed
+from labeleff.learner import Learner, make_optimiser
+from labeleff.prepared import Prepared, describe, prepare
+from labeleff.recipe import Recipe, Stage
+from labeleff.runlog import console
+from labeleff.runner import resolve
+from labeleff.strategies.base import Strategy
+
+TIMED_STEPS = 4
+
+
+def check(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Any]:
+    """Check a recipe against its data and this machine; print and return what a run would cost.
+
+    The steps are timed on the CPU or on the GPU that the recipe asks for. Test labels are not opened.
+
+    Raises:
+        LabeleffError: The run could not start.
+    """
+    recipe = resolve(recipe)
+    torch.set_num_threads(recipe.trainer.threads)
+    with tempfile.TemporaryDirectory(prefix="labeleff-check-") as folder:
+        data = prepare(recipe, Path(folder), cache=cache)
+        stages = [("baseline", i, s) for i, s in enumerate(recipe.baseline)]
+        stages += [("stages", i, s) for i, s in enumerate(recipe.stages)]
+        device = _device(recipe)
+        seconds = {
+            f"{part}.{i} {s.strategy.name}": (_step_seconds(data, s, i, device), s.steps) for part, i, s in stages
+        }
+        evaluation = _case_seconds(data, device) * len(data.split.test) * (2 if recipe.baseline else 1)
+    total = sum(one * steps for one, steps in seconds.values()) + evaluation
+    unit = 1 if sys.platform == "darwin" else 1024
+    result = {
+        **describe(data),
+        "seconds_per_step": {name: one for name, (one, _) in seconds.items()},
+        "evaluation_seconds": evaluation,
+        "total_seconds": total,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "device": str(device),
+    }
+    _print(recipe, result, seconds)
+    return result
+
+
+def _device(recipe: Recipe) -> torch.device:
+    wanted = recipe.trainer.accelerator
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _step_seconds(data: Prepared, stage: Stage, index: int, device: torch.device) -> float:
+    """Return the median time of a step, data included, of a stage that starts from a fresh network."""
+    if not stage.steps:
+        return 0.0
+    strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+    backbone = data.backbone(derive_seed(data.recipe.seed, "init")).to(device)
+    strategy.build(backbone, data.task)
+    learner = Learner(backbone, strategy.to(device), stage, index=index)
+    optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+    loader = data.loader(stage, index, strategy, first=0, last=TIMED_STEPS, revision=0)
+    times = []
+    began = time.perf_counter()
+    for number, batch in enumerate(loader):
+        progress = learner.progress(number)
+        moved = learner.transfer_batch_to_device(batch, device, 0)
+        losses = [loss for loss in learner.compute(moved, progress).losses.values() if loss.requires_grad]
+        if losses:
+            optimiser.zero_grad()
+            cast(Tensor, sum(losses)).backward()
+            optimiser.step()
+        strategy.after_step(backbone, progress)
+        times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    return statistics.median(times[1:]) if len(times) > 1 else times[0]
+
+
+def _case_seconds(data: Prepared, device: torch.device) -> float:
+    viewer = data.viewer(device)
+    network = data.backbone(0).to(device)
+    began = time.perf_counter()
+    viewer.probabilities(network, data.split.test[0])
+    return time.perf_counter() - began
+
+
+def _print(recipe: Recipe, result: dict[str, Any], seconds: dict[str, tuple[float, int]]) -> None:
+    out = console()
+    out.print(
+        f"[bold]{recipe.name}[/]: {result['dataset']}, classes {', '.join(result['classes'])}, split {result['split']}"
+    )
+    out.print(
+        f"patients: {result['labelled_patients']} labelled, {result['unlabelled_patients']} unlabelled, "
+        f"{result['validation_patients']} validation, {result['test_patients']} evaluated on ({result['evaluated_on']})"
+    )
+    table = Table("stage", "steps", "s / step", "minutes", box=None, pad_edge=False)
+    for name, (one, steps) in seconds.items():
+        table.add_row(name, str(steps), f"{one:.3f}", f"{one * steps / 60:.1f}")
+    table.add_row("evaluation", "", "", f"{result['evaluation_seconds'] / 60:.1f}")
+    out.print(table)
+    out.print(
+        f"estimate on {result['device']}: {result['total_seconds'] / 60:.1f} minutes, "
+        f"{result['peak_memory_bytes'] / 2**30:.1f} GiB of memory at the most seen here"
+    )
+    for note in result["notes"]:
+        out.print(f"note: {note}")
