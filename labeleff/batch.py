@@ -75,7 +75,7 @@ class Batch(NamedTuple):
     geometry: Geometry
     soft: Tensor | None = None  # [B, K, *S]: several raters, fused pseudo-labels
     weight: Tensor | None = None  # [B, *S] or [B]
-    extras: Mapping[str, Tensor] = {}  # noqa: RUF012  (a NamedTuple default; never written to)
+    extras: Mapping[str, Tensor] = {}
 
 
 class Progress(NamedTuple):

@@ -82,7 +82,7 @@ def _step_seconds(data: Prepared, stage: Stage, index: int, device: torch.device
         losses = [loss for loss in learner.compute(moved, progress).losses.values() if loss.requires_grad]
         if losses:
             optimiser.zero_grad()
-            cast(Tensor, sum(losses)).backward()
+            torch.autograd.backward(cast(Tensor, sum(losses)))
             optimiser.step()
         strategy.after_step(backbone, progress)
         times.append(time.perf_counter() - began)

@@ -44,4 +44,4 @@ class Reviewed(NamedTuple):
     label: NDArray[np.uint8]  # [*S] the current revision; IGNORE where nobody has said
     given: NDArray[np.uint8]  # [*S] as first given
     spacing: tuple[float, ...]  # mm; NaN where unknown
-    features: Mapping[str, Tensor] = {}  # noqa: RUF012
+    features: Mapping[str, Tensor] = {}

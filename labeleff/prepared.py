@@ -22,7 +22,8 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.data.audit import Audit, check_audit
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import Case, Manifest
-from labeleff.data.module import StepData, StreamPlan, make_loader
+from labeleff.data.module import StepData, make_loader
+from labeleff.data.sampling import StreamPlan
 from labeleff.data.split import Split, make_split
 from labeleff.data.store import ImageStore
 from labeleff.errors import DataError, RecipeError, RunError, did_you_mean

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from labeleff.errors import RecipeError, did_you_mean
 from labeleff.recipe import Component, Recipe, Stage
 
 LARGEST_FILE = 1 << 20
+_COMPONENTS = ("dataset", "backbone", "strategy", "annotator")
 _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}")
 
 
@@ -78,7 +79,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
             if isinstance(plain.get(key), str):
                 plain[key] = _method(plain[key], folder)
         for override in overrides:
-            _override(plain, override)
+            _override(plain, override, folder)
         return check_recipe(from_mapping(Recipe, _resolved(plain), ""))
     except RecipeError as error:
         raise RecipeError(f"{name}: {error}") from error
@@ -120,7 +121,7 @@ def _method(reference: str, folder: Path | None) -> Any:
     raise RecipeError(f"stages: there is no {reference!r}.{did_you_mean(reference, known)} Known: {', '.join(known)}")
 
 
-def _override(plain: dict[str, Any], override: str) -> None:
+def _override(plain: dict[str, Any], override: str, folder: Path | None) -> None:
     """Set one dotted key; every step of the path but the last must exist, and positions must be in the list."""
     key, sign, text = override.partition("=")
     if not sign or not key:
@@ -132,28 +133,30 @@ def _override(plain: dict[str, Any], override: str) -> None:
     here: Any = plain
     *path, last = key.split(".")
     for depth, part in enumerate(path):
-        here = _step(here, part, ".".join(path[: depth + 1]))
-        if isinstance(here, str):
-            raise RecipeError(
-                f"override {override!r}: {'.'.join(path[: depth + 1])} is the name {here!r}; write it as {{name: {here}}}"
-            )
+        here = _below(here, part, ".".join(path[: depth + 1]))
     if isinstance(here, list):
-        _step(here, last, key)
-        here[int(last)] = value
-    elif isinstance(here, dict):
-        here[last] = value
+        here[_position(here, last, key)] = value
     else:
-        raise RecipeError(f"override {override!r}: {'.'.join(path)} is a single value, not a mapping")
+        here[last] = value
+    if key in ("stages", "baseline") and isinstance(value, str):
+        plain[key] = _method(value, folder)
 
 
-def _step(here: Any, part: str, where: str) -> Any:
-    if isinstance(here, list):
-        if not part.isdigit() or int(part) >= len(here):
-            raise RecipeError(f"override: {where}: the list has the positions 0 … {len(here) - 1}")
-        return here[int(part)]
-    if isinstance(here, dict):
-        return here.setdefault(part, {})
-    raise RecipeError(f"override: {where}: there is nothing below this key")
+def _below(here: Any, part: str, where: str) -> Any:
+    """Return the mapping or list at a key; a component given by its bare name becomes a mapping that options can join."""
+    key: Any = _position(here, part, where) if isinstance(here, list) else part
+    found = here.get(key) if isinstance(here, dict) else here[key]
+    if found is None or (isinstance(found, str) and part in _COMPONENTS):
+        here[key] = found = {} if found is None else {"name": found}
+    if not isinstance(found, dict | list):
+        raise RecipeError(f"override: {where} is the single value {found!r}; there is nothing below it")
+    return found
+
+
+def _position(here: list[Any], part: str, where: str) -> int:
+    if not part.isdigit() or int(part) >= len(here):
+        raise RecipeError(f"override: {where}: the list has the positions 0 … {len(here) - 1}")
+    return int(part)
 
 
 def _resolved(plain: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +229,8 @@ def _completed(kind: registry.Kind, component: Component, where: str) -> Compone
     for key, value in component.options.items():
         if key not in known:
             raise RecipeError(
-                f"{where}.{key}: {component.name} has no such option.{did_you_mean(key, known)} It has: {', '.join(known) or 'none'}"
+                f"{where}.{key}: {component.name} has no such option.{did_you_mean(key, known)} "
+                f"It has: {', '.join(known) or 'none'}"
             )
         chosen[key] = convert(value, known[key].type, f"{where}.{key}")
     for key, option in known.items():
@@ -243,23 +247,14 @@ def _completed(kind: registry.Kind, component: Component, where: str) -> Compone
 
 def _check_ranges(recipe: Recipe) -> None:
     """Check what types cannot say."""
-
-    def need(holds: bool, where: str, value: Any, what: str) -> None:
-        if not holds:
-            raise RecipeError(f"{where}: {value} is out of range; {what}")
-
     data, trainer, evaluation = recipe.data, recipe.trainer, recipe.evaluation
     need(bool(data.patch) and min(data.patch) > 0, "data.patch", list(data.patch), "lengths in voxels, at least 1")
     need(0 <= data.foreground <= 1, "data.foreground", data.foreground, "a share in [0, 1]")
     need(data.spacing is None or min(data.spacing) > 0, "data.spacing", data.spacing, "lengths in mm")
     need(data.dimensions in (None, 2, 3), "data.dimensions", data.dimensions, "2 or 3")
     need(data.development >= 0, "data.development", data.development, "a number of patients")
-    need(
-        not isinstance(data.labelled, int | float) or data.labelled > 0,
-        "data.labelled",
-        data.labelled,
-        "at least one patient",
-    )
+    counted = isinstance(data.labelled, int | float)
+    need(not counted or float(data.labelled) > 0, "data.labelled", data.labelled, "at least one patient")
     for key in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every"):
         need(getattr(trainer, key) >= 1, f"trainer.{key}", getattr(trainer, key), "at least 1")
     for key in ("clip", "threads", "workers"):
@@ -269,36 +264,37 @@ def _check_ranges(recipe: Recipe) -> None:
     need(evaluation.every >= 0, "evaluation.every", evaluation.every, "0 or more steps")
     for part, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
         for index, stage in enumerate(stages):
-            where = f"{part}.{index}"
-            need(stage.steps >= 0, f"{where}.steps", stage.steps, "0 or more")
-            need(stage.batch >= 1, f"{where}.batch", stage.batch, "at least 1 sample")
-            need(stage.optimiser.lr > 0, f"{where}.optimiser.lr", stage.optimiser.lr, "above 0")
-            need(stage.revise_every >= 0, f"{where}.revise_every", stage.revise_every, "0 or more steps")
-            need(stage.schedule.warmup >= 0 and stage.schedule.every >= 1, f"{where}.schedule", stage.schedule, "steps")
-            for name, stream in stage.streams.items():
-                need(
-                    stream.batch is None or stream.batch >= 1,
-                    f"{where}.streams.{name}.batch",
-                    stream.batch,
-                    "at least 1",
-                )
-            shares = asdict(stage.augment)
-            need(
-                0 <= shares["probability"] <= 1,
-                f"{where}.augment.probability",
-                shares["probability"],
-                "a share in [0, 1]",
-            )
-            for key in ("rotate", "scale", "shift", "gain", "offset", "gamma", "noise", "blur"):
-                need(shares[key] >= 0, f"{where}.augment.{key}", shares[key], "0 or more")
-            for key in ("scale", "gamma", "gain"):
-                need(shares[key] < 1, f"{where}.augment.{key}", shares[key], "below 1")
-            for axis in stage.augment.flip:
-                need(0 <= axis < len(data.patch), f"{where}.augment.flip", axis, f"an axis 0 … {len(data.patch) - 1}")
-            need(
-                not stage.augment.rot90 or data.patch[0] == data.patch[1],
-                f"{where}.augment.rot90", list(data.patch), "quarter turns need a patch whose first two axes are equally long",
-            )  # fmt: skip
+            _check_stage_ranges(stage, f"{part}.{index}", data.patch)
+
+
+def need(holds: bool, where: str, value: Any, what: str) -> None:
+    """Raise a :class:`RecipeError` that a value is out of range, unless it is not."""
+    if not holds:
+        raise RecipeError(f"{where}: {value} is out of range; {what}")
+
+
+def _check_stage_ranges(stage: Stage, where: str, patch: tuple[int, ...]) -> None:
+    need(stage.steps >= 0, f"{where}.steps", stage.steps, "0 or more")
+    need(stage.batch >= 1, f"{where}.batch", stage.batch, "at least 1 sample")
+    need(stage.optimiser.lr > 0, f"{where}.optimiser.lr", stage.optimiser.lr, "above 0")
+    need(
+        stage.optimiser.weight_decay >= 0, f"{where}.optimiser.weight_decay", stage.optimiser.weight_decay, "0 or more"
+    )
+    need(stage.revise_every >= 0, f"{where}.revise_every", stage.revise_every, "0 or more steps")
+    need(stage.schedule.warmup >= 0, f"{where}.schedule.warmup", stage.schedule.warmup, "0 or more steps")
+    need(stage.schedule.every >= 1, f"{where}.schedule.every", stage.schedule.every, "at least 1 step")
+    for name, stream in stage.streams.items():
+        need(stream.batch is None or stream.batch >= 1, f"{where}.streams.{name}.batch", stream.batch, "at least 1")
+    augment = stage.augment
+    need(0 <= augment.probability <= 1, f"{where}.augment.probability", augment.probability, "a share in [0, 1]")
+    for key in ("rotate", "scale", "shift", "gain", "offset", "gamma", "noise", "blur"):
+        need(getattr(augment, key) >= 0, f"{where}.augment.{key}", getattr(augment, key), "0 or more")
+    for key in ("scale", "gamma", "gain"):
+        need(getattr(augment, key) < 1, f"{where}.augment.{key}", getattr(augment, key), "below 1")
+    for axis in augment.flip:
+        need(0 <= axis < len(patch), f"{where}.augment.flip", axis, f"an axis 0 … {len(patch) - 1}")
+    square = len(patch) < 2 or patch[0] == patch[1]
+    need(not augment.rot90 or square, f"{where}.augment.rot90", list(patch), "the first two axes must be equally long")
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------

@@ -179,16 +179,19 @@ class Results:
         return best
 
     def _save_predictor(self, networks: Mapping[str, nn.Module]) -> None:
+        """Write the weights that are handed on, with one header entry (several would come in an order of chance)."""
         name, network = next(iter(networks.items()))
         header = {
-            "labeleff": __version__,
+            "version": __version__,
             "predictor": name,
-            "recipe": json.dumps(to_mapping(self.recipe)),
-            "classes": json.dumps(list(self.data.task.classes)),
+            "recipe": to_mapping(self.recipe),
+            "classes": list(self.data.task.classes),
             "split": self.data.split.hash,
         }
         tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-        write_atomically(self.directory.folder / "predictor.safetensors", save(tensors, metadata=header))
+        write_atomically(
+            self.directory.folder / "predictor.safetensors", save(tensors, metadata={"labeleff": json.dumps(header)})
+        )
 
     def _pictures(self, rows: list[dict[str, Any]]) -> None:
         """Draw the best, the median and the worst case of the first predictor."""

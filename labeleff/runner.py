@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from labeleff import registry
@@ -73,7 +73,7 @@ def run(
 def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: Path | None) -> dict[str, Any]:
     recipe = resolve(recipe)
     directory = RunDirectory(folder)
-    if rank_zero_only.rank:  # other processes of a data-parallel run only read
+    if process_rank():  # other processes of a data-parallel run only read
         return Run(recipe, directory, cache).execute()
     with directory.locked():
         if fresh:
@@ -90,6 +90,11 @@ def resolve(recipe: Recipe) -> Recipe:
     """Replace what depends on the machine by what it is here: the number of threads is part of a run."""
     threads = recipe.trainer.threads or torch.get_num_threads()
     return replace(recipe, trainer=replace(recipe.trainer, threads=threads))
+
+
+def process_rank() -> int:
+    """Return the number of this process of a data-parallel run; 0 is the one that writes."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 class _Stop:
@@ -136,9 +141,9 @@ class _Edge(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         self.stop.listen()  # after Lightning has put its own handlers in place
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, trainer: lightning.Trainer, *seen: Any) -> None:
+        """Save where it is due or asked for; ``seen`` ends with the number of the micro-batch."""
+        batch_idx: int = seen[-1]
         if (batch_idx + 1) % self.learner.accumulate:
             return
         every = self.run.recipe.trainer.checkpoint_every
@@ -179,8 +184,8 @@ class Run:
         self.recipe, self.directory = recipe, directory
         torch.set_num_threads(recipe.trainer.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        self.data: Prepared = prepare(recipe, directory.folder, cache=cache, write=not rank_zero_only.rank)
-        self.log = RunLog(directory, recipe, write=not rank_zero_only.rank)
+        self.data: Prepared = prepare(recipe, directory.folder, cache=cache, write=not process_rank())
+        self.log = RunLog(directory, recipe, write=not process_rank())
         self.backbone = self.data.backbone(derive_seed(recipe.seed, "init"))
         self.revision = 0
         self.history: list[dict[str, Any]] = []
@@ -206,7 +211,7 @@ class Run:
         for index in range(first, len(self.recipe.stages)):
             strategy, optimiser = self._stage(index, strategy, optimiser, state if index == first else None)
         assert strategy is not None  # noqa: S101  a recipe has at least one stage
-        if rank_zero_only.rank:
+        if process_rank():
             return {}
         results = Results(self.recipe, self.directory, self.data, self.log)
         return results.finish(self.backbone, strategy, self.history, self.seconds)
@@ -359,7 +364,7 @@ class Run:
 
     def save(self, learner: Learner, step: int, trainer: lightning.Trainer) -> None:
         """Write a checkpoint of everything that training depends on, on the first process."""
-        if rank_zero_only.rank:
+        if process_rank():
             return
         self.log.flush()
         self.directory.save_checkpoint(
@@ -380,7 +385,7 @@ class Run:
     def _validate(self, index: int, step: int, strategy: Strategy) -> None:
         """Keep a snapshot and, where there are validation cases, the mean Dice of the first predictor."""
         entry: list[Any] = [None]
-        if not rank_zero_only.rank:
+        if not process_rank():
             entry[0] = validate(self.data, self.directory, self.backbone, strategy, stage=index, step=step)
             if entry[0]["dice"] is not None:
                 self.log.scalar(index, step, "validation/dice", entry[0]["dice"])
@@ -391,7 +396,7 @@ class Run:
     def _revise(self, index: int, strategy: Strategy, annotator: Annotator, step: int) -> None:
         """Let the annotator change labels; the first process applies them, the others wait and read the new revision."""
         stage = self.recipe.stages[index]
-        if not rank_zero_only.rank:
+        if not process_rank():
             progress = Progress(step, stage.steps, index, self.recipe.seed)
             torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))
             network = next(iter(strategy.predictors(self.backbone).values()))

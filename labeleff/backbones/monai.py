@@ -43,7 +43,7 @@ def unet(
 
     if len(channels) < 2:
         raise ValueError("channels needs at least two levels")
-    return UNet(
+    network: nn.Module = UNet(
         spatial_dims=task.ndim,
         in_channels=task.channels,
         out_channels=task.num_classes,
@@ -53,6 +53,7 @@ def unet(
         norm=_norm(norm),
         dropout=dropout,
     )
+    return network
 
 
 @register("backbone", "basic_unet")
@@ -72,7 +73,7 @@ def basic_unet(
     """
     from monai.networks.nets import BasicUNet
 
-    return BasicUNet(
+    network: nn.Module = BasicUNet(
         spatial_dims=task.ndim,
         in_channels=task.channels,
         out_channels=task.num_classes,
@@ -80,6 +81,7 @@ def basic_unet(
         norm=_norm(norm),
         dropout=dropout,
     )
+    return network
 
 
 @register("backbone", "vnet")
@@ -91,13 +93,14 @@ def vnet(task: Task, *, dropout: float = 0.5) -> nn.Module:
     """
     from monai.networks.nets import VNet
 
-    return VNet(
+    network: nn.Module = VNet(
         spatial_dims=task.ndim,
         in_channels=task.channels,
         out_channels=task.num_classes,
         dropout_prob_down=dropout,
         dropout_prob_up=(dropout, dropout),
     )
+    return network
 
 
 @register("backbone", "segresnet")
@@ -115,7 +118,7 @@ def segresnet(
 
     if filters < 8 or filters % 8:
         raise ValueError(f"filters is {filters}; group norm needs a multiple of 8")
-    return SegResNet(
+    network: nn.Module = SegResNet(
         spatial_dims=task.ndim,
         init_filters=filters,
         in_channels=task.channels,
@@ -125,6 +128,7 @@ def segresnet(
         blocks_up=(1,) * (len(blocks_down) - 1),
         upsample_mode="deconv",
     )
+    return network
 
 
 @register("backbone", "dynunet")
@@ -142,7 +146,7 @@ def dynunet(
 
     if len(filters) < 3:
         raise ValueError("filters needs at least three levels")
-    network = DynUNet(
+    network: nn.Module = DynUNet(
         spatial_dims=task.ndim,
         in_channels=task.channels,
         out_channels=task.num_classes,

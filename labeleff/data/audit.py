@@ -35,7 +35,8 @@ def audit(manifest: Manifest, split: Split, *, contents: Mapping[str, str]) -> A
         contents: Hash of the decoded image by case id.
     """
     roles = {name: getattr(split, name) for name in ("labelled", "unlabelled", "validation", "test")}
-    leaks, warnings = [], []
+    leaks: list[str] = []
+    warnings: list[str] = []
     for (one, first), (two, second) in combinations(roles.items(), 2):
         patients = {manifest.case(i).patient: i for i in first}
         for other in second:

@@ -143,17 +143,18 @@ class StepData(Dataset[dict[str, Batch]]):
         if self.slice_axis is None:
             return image, label, given, valid
         axis = self.slice_axis
-        return image.take(0, axis + 1), label.take(0, axis), given.take(0, axis), valid.take(0, axis)
+        return tuple(np.take(array, 0, axis=axis - 3) for array in (image, label, given, valid))
 
 
 def _padded(array: NDArray[Any], size: tuple[int, ...], inside: tuple[slice, ...], value: float) -> NDArray[Any]:
     lead = array.shape[: array.ndim - len(size)]
     result = np.full((*lead, *size), value, array.dtype)
-    result[(..., *inside)] = array
+    window: Any = (..., *inside)
+    result[window] = array
     return result
 
 
-def _as_is(batch: dict[str, Batch]) -> dict[str, Batch]:
+def _as_is(batch: Any) -> Any:
     return batch
 
 

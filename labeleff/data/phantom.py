@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.batch import derive_seed
+
+Field = NDArray[np.floating[Any]]
 
 CLASSES = ("background", "large", "paired", "small")
 GENERATOR_VERSION = 1
@@ -71,7 +74,7 @@ def generate(
     return image.reshape(shape), label.reshape(shape)
 
 
-def _anatomy(rng: np.random.Generator, grid: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _anatomy(rng: np.random.Generator, grid: Field) -> tuple[NDArray[np.uint8], Field]:
     """Return the label and the noise-free intensity of a patient on a grid [3, z, y, x]."""
     angle, scale = rng.normal(0, 0.16), rng.normal(1.0, 0.09, 3)
     shift = rng.normal(0, 0.07, 3)
@@ -93,9 +96,7 @@ def _anatomy(rng: np.random.Generator, grid: NDArray[np.float32]) -> tuple[NDArr
     return label, signal
 
 
-def _distractors(
-    rng: np.random.Generator, grid: NDArray[np.float32], body: NDArray[np.float32], signal: NDArray[np.float32]
-) -> None:
+def _distractors(rng: np.random.Generator, grid: Field, body: Field, signal: Field) -> None:
     """Put blobs with the intensity of organs anywhere into the body; organs are painted over them."""
     for _ in range(rng.integers(6, 11)):
         centre = rng.uniform((-0.8, -0.6, -0.7), (0.8, 0.6, 0.7))
@@ -107,9 +108,9 @@ def _distractors(
 def _appearance(
     rng: np.random.Generator,
     site: Site,
-    grid: NDArray[np.float32],
+    grid: Field,
     label: NDArray[np.uint8],
-    signal: NDArray[np.float32],
+    signal: Field,
     *,
     noise_key: tuple[int, int, str],
 ) -> NDArray[np.uint8]:
@@ -130,24 +131,22 @@ def _appearance(
 
 
 def _ellipsoid(
-    grid: NDArray[np.float32],
-    centre: Sequence[float] | NDArray[np.float64],
-    radii: Sequence[float] | NDArray[np.float64],
-) -> NDArray[np.float32]:
+    grid: Field,
+    centre: Sequence[float] | Field,
+    radii: Sequence[float] | Field,
+) -> Field:
     """Return the squared distance from a centre in units of the radii: below 1 is inside."""
     offset = grid - np.asarray(centre, np.float32).reshape(3, 1, 1, 1)
     return np.asarray(((offset / np.asarray(radii, np.float32).reshape(3, 1, 1, 1)) ** 2).sum(0))
 
 
-def _rotate(grid: NDArray[np.float32], angle: float) -> NDArray[np.float32]:
+def _rotate(grid: Field, angle: float) -> Field:
     """Rotate in the (y, x) plane."""
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return np.stack([grid[0], cosine * grid[1] - sine * grid[2], sine * grid[1] + cosine * grid[2]])
 
 
-def _waves(
-    rng: np.random.Generator, grid: NDArray[np.float32], *, amplitude: float, components: int
-) -> NDArray[np.float32]:
+def _waves(rng: np.random.Generator, grid: Field, *, amplitude: float, components: int) -> Field:
     """Return a smooth random vector field [3, z, y, x]: a few plane waves of low frequency."""
     field = np.zeros_like(grid)
     for _ in range(components):

@@ -162,7 +162,7 @@ class ImageStore:
         else:
             shift, unit = np.zeros_like(scale), np.ones_like(scale)
         unit = np.where(unit > 0, unit, 1).astype(np.float32)
-        values = raw.astype(np.float32)
+        values: NDArray[np.float32] = raw.astype(np.float32)
         values *= (scale / unit).reshape(per_channel)
         values += ((offset - shift) / unit).reshape(per_channel)
         return values
@@ -202,7 +202,8 @@ def _entry_in(cache: Path, folder: str) -> Entry:
     record = json.loads((cache / folder / "entry.json").read_text())
     if not (cache / folder / "image.b2nd").exists():
         raise OSError(f"{folder}: image.b2nd is missing")
-    return Entry(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    return Entry(**fields)
 
 
 def _decode(image: NDArray[Any], case: Case, axes: int, cache: Path, spacing: tuple[float, ...] | None) -> Entry:

@@ -41,7 +41,7 @@ class Viewer:
     overlap: float = 0.5
     window_batch: int = 8
     largest_component: bool = False
-    device: torch.device = torch.device("cpu")
+    device: str | torch.device = "cpu"
 
     def probabilities(self, network: nn.Module, case: str) -> Tensor:
         """Return [K, *S] float32 on the stored grid."""

@@ -58,8 +58,9 @@ def predict_volume(
     """
 
     def probabilities(window: Tensor) -> Tensor:
-        logits = network(window).float()
-        return logits.softmax(1) if exclusive else logits.sigmoid()
+        logits: Tensor = network(window).float()
+        scores: Tensor = logits.softmax(1) if exclusive else logits.sigmoid()
+        return scores
 
     with evaluating(network):
         if image.ndim - 1 == ndim:
@@ -84,7 +85,7 @@ def _windows(
     if any(padding):
         images = F.pad(images, [n for p, b in zip(padding[::-1], before[::-1], strict=True) for n in (b, p - b)])
     if tuple(images.shape[2:]) == tuple(patch):  # one window: nothing to blend
-        whole = torch.cat([probabilities(part).cpu() for part in images.split(window_batch)])
+        whole = torch.cat([probabilities(part).cpu() for part in torch.split(images, window_batch)])
     else:
         from monai.inferers.utils import sliding_window_inference
 
@@ -94,7 +95,8 @@ def _windows(
                 images, patch, window_batch, probabilities, overlap=overlap, mode="gaussian", device="cpu"
             )
     inside = tuple(slice(b, b + n) for b, n in zip(before, spatial, strict=True))
-    return whole[(slice(None), slice(None), *inside)]
+    result: Tensor = whole[(slice(None), slice(None), *inside)]
+    return result
 
 
 def segment(probs: Tensor, *, largest_component: bool = False) -> NDArray[np.uint8]:

@@ -39,9 +39,9 @@ def rate_factor(
         return (step + 1) / warmup
     done = (step - warmup) / max(1, total - warmup)
     if name == "step":
-        return gamma ** (step // every)
+        return math.pow(gamma, step // every)
     if name == "poly":
-        return final + (1 - final) * max(0.0, 1 - done) ** power
+        return final + (1 - final) * math.pow(max(0.0, 1 - done), power)
     if name == "cosine":
         return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, done))) / 2
     return 1.0

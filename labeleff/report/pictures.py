@@ -23,7 +23,8 @@ COLOURS = np.array(
 def grey(image: NDArray[Any]) -> NDArray[np.float64]:
     """Return an image scaled to [0, 1] between its 1st and 99th percentile."""
     low, high = np.percentile(image, [1, 99])
-    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+    scaled: NDArray[np.float64] = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
+    return scaled
 
 
 def overlay(image: NDArray[Any], label: NDArray[Any], *, strength: float = 0.4) -> NDArray[np.float64]:
@@ -37,7 +38,8 @@ def overlay(image: NDArray[Any], label: NDArray[Any], *, strength: float = 0.4) 
         edge[tuple(slice(1, None) if a == axis else slice(None) for a in (0, 1))] |= differs
         edge[tuple(slice(None, -1) if a == axis else slice(None) for a in (0, 1))] |= differs
     mix = np.where(edge & inside, 0.95, np.where(inside, strength, 0.0))[..., None]
-    return result * (1 - mix) + colour * mix
+    mixed: NDArray[np.float64] = result * (1 - mix) + colour * mix
+    return mixed
 
 
 def slices_of(volume: NDArray[Any], axis: int, places: Sequence[int]) -> list[NDArray[Any]]:
@@ -86,7 +88,7 @@ def draw_case(
     from matplotlib.patches import Patch
 
     places = interesting(reference, slice_axis)
-    columns = {"image": None, "reference": reference, **predictions}
+    columns: dict[str, NDArray[Any] | None] = {"image": None, "reference": reference, **predictions}
     views = slices_of(image, slice_axis, places)
     ratio = views[0].shape[0] / views[0].shape[1]
     figure = Figure(figsize=(2.6 * len(columns), 2.6 * ratio * len(views) + 0.9), dpi=110, layout="constrained")
@@ -101,7 +103,8 @@ def draw_case(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if row == 0:
-                score = f"\nmean Dice {_dice(label, reference, len(classes)):.3f}" if name in predictions else "\n"
+                found = predictions.get(name)
+                score = "\n" if found is None else f"\nmean Dice {_dice(found, reference, len(classes)):.3f}"
                 axes.set_title(name + score, fontsize=9)
             if column == 0 and image.ndim == 3:
                 axes.set_ylabel(f"slice {places[row]}", fontsize=8)

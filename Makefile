@@ -1,0 +1,41 @@
+# Everything on a fresh machine: `make demo`, then `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS := 1
+
+.PHONY: help demo test slow lint types smoke check clean
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## train a semi-supervised method beside its baseline, print a table, write pictures
+	$(BIN)/labeleff run quickstart --folder runs/quickstart
+	@echo "pictures: runs/quickstart/pictures and runs/quickstart/baseline/pictures"
+
+test: $(STAMP) ## the test suite
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: $(STAMP) ## tests that take minutes each
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(STAMP) ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## static types of the package
+	$(BIN)/mypy
+
+smoke: $(STAMP) ## every shipped recipe, two steps per stage
+	$(BIN)/python -m pytest -n 2 tests/smoke
+
+check: lint types test smoke ## all of the above
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
