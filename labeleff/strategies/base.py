@@ -26,6 +26,9 @@ class Strategy(nn.Module, ABC):
     supports_regions: ClassVar[bool] = False
     """Works on overlapping regions (sigmoid) too."""
 
+    equivalent_options: ClassVar[Mapping[str, str]] = {}
+    """Options whose alternatives may leave a short run as it is, with the reason; all others are checked to matter."""
+
     def streams(self) -> dict[str, Stream]:
         """Return the streams this instance draws from. Default: labelled patches."""
         return {"labelled": Stream("labelled")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Bcp(Strategy):
     """
 
     batch_joint: ClassVar[bool] = True
+    equivalent_options: ClassVar[Mapping[str, str]] = {"pseudo_label": "the two differ at exact ties only"}
 
     def __init__(
         self,

@@ -1,0 +1,44 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; tests that need it are skipped without it."""
+    folder = os.environ.get("LABELEFF_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("LABELEFF_DATA is not set to a folder with the real data sets")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """A folder of prepared images for the whole session of this worker."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+def tiny(**changes):
+    """Return plain values of a recipe that runs in a second."""
+    recipe = {
+        "name": "tiny",
+        "data": {
+            "dataset": {"name": "phantom", "patients": 8, "test": 3, "size": [32, 32], "slices": 2},
+            "labelled": 2,
+            "patch": [32, 32],
+        },
+        "backbone": {"name": "unet", "channels": [4, 8, 16], "dropout": 0.2, "norm": "batch"},
+        "stages": [
+            {"strategy": "bcp_pretrain", "steps": 6, "batch": 4, "augment": {"rotate": 20.0, "noise": 0.1}},
+            {"strategy": "bcp", "steps": 6, "batch": 4, "augment": {"rotate": 20.0, "noise": 0.1}},
+        ],
+        "trainer": {"checkpoint_every": 2, "log_every": 1},
+        "evaluation": {"pictures": False},
+    }
+    return recipe | changes

@@ -1,0 +1,63 @@
+"""Shared losses against hand-computed values."""
+
+import math
+
+import pytest
+import torch
+
+from labeleff.batch import IGNORE
+from labeleff.functional.losses import one_hot, probability_mse, region_losses, segmentation_loss
+
+
+def test_two_voxels_by_hand():
+    # probabilities of class 1: 0.8 and 0.4; labels 1 and 0
+    logits = torch.tensor([[[0.0, 0.0], [math.log(4), math.log(2 / 3)]]])
+    label = torch.tensor([[1, 0]])
+    ce = -(math.log(0.8) + math.log(0.6)) / 2
+    dice_1 = 1 - 2 * 0.8 / (0.8**2 + 0.4**2 + 1)
+    dice_0 = 1 - 2 * 0.6 / (0.2**2 + 0.6**2 + 1)
+    assert float(segmentation_loss(logits, label)) == pytest.approx((ce + (dice_0 + dice_1) / 2) / 2, rel=1e-6)
+    dice_1, dice_0 = 1 - 2 * 0.8 / (1.2 + 1), 1 - 2 * 0.6 / (0.8 + 1)
+    expected = (ce + (dice_0 + dice_1) / 2) / 2
+    assert float(segmentation_loss(logits, label, dice="linear")) == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_voxels_do_not_count():
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 3, 8), torch.randint(3, (2, 8))
+    hidden = torch.cat([label, torch.full((2, 5), IGNORE)], 1)
+    longer = torch.cat([logits, torch.randn(2, 3, 5)], 2)
+    for dice in ("squared", "linear"):
+        assert float(segmentation_loss(longer, hidden, dice=dice)) == pytest.approx(
+            float(segmentation_loss(logits, label, dice=dice)), rel=1e-6
+        )
+
+
+def test_nothing_known_is_zero_with_a_gradient():
+    logits = torch.randn(1, 2, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 4), IGNORE))
+    loss.backward()
+    assert float(loss) == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_linear_dice_is_a_mean_over_samples_and_squared_pools_them():
+    torch.manual_seed(1)
+    logits, label = torch.randn(4, 2, 9), torch.randint(2, (4, 9))
+    region = torch.ones(4, 1, 9)
+    alone = [region_losses(logits[i : i + 1], label[i : i + 1], region[:1], dice="linear")[1] for i in range(4)]
+    assert torch.allclose(region_losses(logits, label, region, dice="linear")[1], torch.stack(alone).mean(0))
+    pooled = region_losses(logits.movedim(0, 1).reshape(1, 2, -1), label.reshape(1, -1), torch.ones(1, 1, 36))[1]
+    assert torch.allclose(region_losses(logits, label, region)[1], pooled)
+
+
+def test_one_hot_leaves_unknown_voxels_empty():
+    assert one_hot(torch.tensor([[0, 2, IGNORE]]), 3).tolist() == [[[1, 0, 0], [0, 0, 0], [0, 1, 0]]]
+
+
+def test_probability_mse_by_hand_and_in_padding():
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 9.0]]])
+    target = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    valid = torch.tensor([[[True, False]]])
+    assert float(probability_mse(logits, target, valid)) == pytest.approx(0.25)
+    assert float(probability_mse(logits, target, torch.zeros_like(valid))) == 0

@@ -1,0 +1,103 @@
+"""Runs a recipe, killed by ``kill -9`` at chosen points, until it is done.
+
+``python kill.py RECIPE.json FOLDER CACHE POINT[:N]…`` loads everything once and forks a process per attempt. A point is
+``step`` (after the N-th optimiser step of the process), ``write`` (half-way through the N-th atomic write),
+``rename`` (before the N-th rename), ``edge`` (after the N-th checkpoint), or ``revise`` (inside the N-th revision).
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from labeleff import files, runner
+from labeleff.data.annotations import AnnotationStore
+from labeleff.learner import Learner
+from labeleff.recipe_io import load_recipe
+from labeleff.rundir import RunDirectory
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(point: str, number: int) -> None:
+    """Make this process kill itself at a point."""
+    count = itertools.count(1)
+    if point == "step":
+        plain = Learner.optimizer_step
+
+        def optimizer_step(self, *args, **options):
+            plain(self, *args, **options)
+            if next(count) == number:
+                die()
+
+        Learner.optimizer_step = optimizer_step
+    elif point in ("write", "rename"):
+        replace, fsync = Path.replace, os.fsync
+
+        def half(handle):
+            if next(count) == number:
+                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+                die()
+            fsync(handle)
+
+        def before(self, target):
+            if next(count) == number:
+                die()
+            return replace(self, target)
+
+        if point == "write":
+            files.os.fsync = half
+        else:
+            Path.replace = before
+    elif point == "edge":
+        save = RunDirectory.save_checkpoint
+
+        def save_checkpoint(self, state):
+            path = save(self, state)
+            if next(count) == number:
+                die()
+            return path
+
+        RunDirectory.save_checkpoint = save_checkpoint
+    elif point == "revise":
+        write = AnnotationStore._write_label
+
+        def write_label(self, case, revision, label):
+            if revision and next(count) == number:
+                die()
+            return write(self, case, revision, label)
+
+        AnnotationStore._write_label = write_label
+    else:
+        raise ValueError(point)
+
+
+def main() -> None:
+    recipe, folder, cache, *points = sys.argv[1:]
+    torch.set_num_threads(1)
+    loaded = load_recipe(json.loads(Path(recipe).read_text()))
+    killed = 0
+    for point in [*points, ""]:
+        child = os.fork()
+        if not child:
+            if point:
+                name, _, number = point.partition(":")
+                arm(name, int(number or 1))
+            runner.run(loaded, Path(folder), cache=Path(cache))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            killed += os.WTERMSIG(status) == signal.SIGKILL
+        elif os.WEXITSTATUS(status):
+            sys.exit(f"attempt {point!r} failed with {os.WEXITSTATUS(status)}")
+    print(f"killed {killed} times")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The public contract checks over everything registered, on three backbones, in 2-D and 3-D."""
+
+import pytest
+
+from labeleff import registry
+from labeleff.batch import Task
+from labeleff.testing import Subject, ToyNet, check_annotator, check_options_matter, checks
+
+BACKBONES = {
+    "unet": {"channels": (4, 8, 8), "norm": "batch", "dropout": 0.2},
+    "segresnet": {"filters": 8, "blocks_down": (1, 1), "dropout": 0.2},
+    "dynunet": {"filters": (4, 8, 8), "norm": "batch"},
+}
+TASKS = {"2d": Task(("background", "one", "two"), 2), "3d": Task(("background", "one"), 3)}
+
+
+def build(name):
+    if name == "toy":
+        return ToyNet
+    return lambda task: registry.get("backbone", name)(task, **BACKBONES[name])
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("strategy", registry.names("strategy"))
+@pytest.mark.parametrize("check", checks(), ids=lambda check: check.__name__)
+def test_toy_network(check, strategy, task):
+    check(Subject(registry.get("strategy", strategy), task=TASKS[task]))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("strategy", registry.names("strategy"))
+def test_backbones(strategy, backbone, task):
+    subject = Subject(registry.get("strategy", strategy), task=TASKS[task], backbone=build(backbone), batch=2)
+    for check in checks():
+        # whether an option matters depends on what the network has (dropout, statistics): the toy network has both
+        if check is not check_options_matter:
+            check(subject)
+
+
+@pytest.mark.parametrize("name", registry.names("annotator"))
+@pytest.mark.parametrize("shape", [(12, 16), (8, 8, 10)])
+def test_annotators(name, shape):
+    check_annotator(registry.build("annotator", name), shape=shape)
+
+
+@pytest.mark.parametrize("name", registry.names("strategy"))
+def test_file_is_named_like_the_strategy(name):
+    assert registry.get("strategy", name).__module__ == f"labeleff.strategies.{name}"
+
+
+@pytest.mark.parametrize("kind", list(registry.PACKAGES))
+def test_every_option_is_explained(kind):
+    for name in registry.names(kind):
+        for option in registry.options(registry.get(kind, name)).values():
+            assert option.help, f"{kind} {name}: option {option.name} is not described under Args:"

@@ -1,0 +1,212 @@
+"""Killed anywhere, a run ends bit for bit like an undisturbed one."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labeleff import registry
+from labeleff.batch import derive_seed
+from labeleff.recipe_io import load_recipe
+from labeleff.runner import run
+from labeleff.rundir import RunDirectory
+
+from .conftest import tiny
+
+AUGMENT = {"rotate": 20.0, "noise": 0.1, "flip": [0]}
+RECIPES = {
+    "supervised": tiny(
+        stages=[
+            {"strategy": "supervised", "steps": 5, "batch": 4, "augment": AUGMENT, "optimiser": {"name": "sgd"}},
+            {
+                "strategy": "supervised",
+                "steps": 7,
+                "batch": 4,
+                "schedule": {"name": "poly"},
+                "optimiser_state": "previous",
+                "optimiser": {"name": "sgd"},
+                "augment": AUGMENT,
+            },
+        ]
+    ),  # fmt: skip
+    "bcp": tiny(evaluation={"every": 3, "pictures": False}, data=tiny()["data"] | {"labelled": 3, "validation": 1}),
+    "pseudo_labels": tiny(
+        stages=[
+            {"strategy": "mean_teacher", "steps": 4, "batch": 4, "augment": AUGMENT},
+            {
+                "strategy": "supervised",
+                "steps": 8,
+                "batch": 4,
+                "annotator": {"name": "pseudo_labels", "threshold": 0.4},
+                "revise_every": 3,
+                "revise_at_start": True,
+                "streams": {"labelled": {"role": "all"}},
+            },
+        ]
+    ),  # fmt: skip
+}
+POINTS = {  # some of every kind: inside a step, while a checkpoint is written, at a stage's edge, inside a revision
+    "supervised": ["write:9", "step:4", "rename:9", "edge:3", "step:5"],
+    "bcp": ["step:2", "write:14", "edge:3", "rename:11", "step:4"],
+    "pseudo_labels": ["step:5", "revise:2", "edge:3", "write:12", "revise:9", "step:3"],
+}
+
+
+def outcome(folder: Path) -> dict[str, str]:
+    """Digests of everything that must be equal; times and host names are elsewhere."""
+    names = ["predictor.safetensors", "cases.csv", "metrics.jsonl", "split.json"]
+    found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    summary = json.loads((folder / "summary.json").read_text())
+    found["summary"] = json.dumps({k: v for k, v in summary.items() if k != "training_seconds"})
+    for path in sorted((folder / "annotations" / "revisions").glob("*.json")):
+        found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def killed_run(recipe: dict, folder: Path, cache: Path, points: list[str], tmp_path: Path) -> int:
+    """Run a recipe in processes that are killed; return how many were."""
+    description = tmp_path / "recipe.json"
+    description.write_text(json.dumps(recipe))
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("kill.py")),
+        str(description),
+        str(folder),
+        str(cache),
+        *points,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout.rsplit("killed ", 1)[1].split()[0])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_and_resumed(name, tmp_path, cache):
+    run(load_recipe(RECIPES[name]), tmp_path / "whole", cache=cache)
+    killed = killed_run(RECIPES[name], tmp_path / "killed", cache, POINTS[name], tmp_path)
+    assert killed == len(POINTS[name])
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_twenty_times(name, tmp_path, cache):
+    run(load_recipe(RECIPES[name]), tmp_path / "whole", cache=cache)
+    generator = random.Random(name)
+    kinds = ["step", "write", "rename", "edge"] + (["revise"] if name == "pseudo_labels" else [])
+    points = [f"{generator.choice(kinds)}:{generator.randint(1, 6)}" for _ in range(20)]
+    killed = killed_run(RECIPES[name], tmp_path / "killed", cache, points, tmp_path)
+    assert killed >= 15  # a point that the rest of the run does not reach kills nothing
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_another_number_of_workers_changes_nothing(workers, tmp_path, cache):
+    run(load_recipe(RECIPES["bcp"]), tmp_path / "one", cache=cache)
+    run(load_recipe(RECIPES["bcp"], [f"trainer.workers={workers}"]), tmp_path / "two", cache=cache)
+    one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
+    one.pop("predictor.safetensors"), two.pop("predictor.safetensors")  # its header holds the recipe
+    assert one == two
+
+
+@pytest.mark.parametrize("name", registry.names("strategy"))
+def test_abandoned_at_a_step_drawn_from_its_name(name, tmp_path, cache, monkeypatch):
+    """Every strategy: given up in process at some step, reloaded from disk."""
+    recipe = load_recipe(tiny(stages=[{"strategy": name, "steps": 9, "batch": 4, "augment": AUGMENT}]))
+    run(recipe, tmp_path / "whole", cache=cache)
+    stop = 1 + derive_seed(name) % 8
+
+    class AbandonedError(Exception):
+        pass
+
+    from labeleff.learner import Learner
+
+    plain = Learner.optimizer_step
+    count = [0]
+
+    def optimizer_step(self, *args, **options):
+        plain(self, *args, **options)
+        count[0] += 1
+        if count[0] == stop:
+            raise AbandonedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "optimizer_step", optimizer_step)
+        with pytest.raises(AbandonedError):
+            run(recipe, tmp_path / "again", cache=cache)
+    run(recipe, tmp_path / "again", cache=cache)
+    assert outcome(tmp_path / "again") == outcome(tmp_path / "whole")
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path):
+    import torch
+
+    directory = RunDirectory(tmp_path)
+    for step in (1, 2, 3):
+        directory.save_checkpoint({"stage": 0, "step": step, "value": torch.tensor(step)})
+    assert len(list(directory.checkpoints.glob("*.ckpt"))) == 2
+    newest = max(directory.checkpoints.glob("*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[:-10])
+    state, notes = directory.load_checkpoint()
+    assert state["step"] == 2
+    assert len(notes) == 1
+    assert "00000003" in notes[0]
+    assert "going on from the one before" in notes[0]
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    import pickle
+
+    directory = RunDirectory(tmp_path)
+    directory.checkpoints.mkdir(parents=True)
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    content = pickle.dumps(Hostile())
+    path = directory.checkpoints / "stage-00-step-00000001.ckpt"
+    path.write_bytes(content)
+    path.with_suffix(".sha256").write_text(hashlib.sha256(content).hexdigest())
+    state, notes = directory.load_checkpoint()
+    assert state is None
+    assert len(notes) == 1
+    assert not (tmp_path / "owned").exists()
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_with_its_own_code(tmp_path, cache):
+    recipe = tmp_path / "tiny.yaml"
+    values = tiny(stages=[{"strategy": "supervised", "steps": 100000, "batch": 4}])
+    values["trainer"]["checkpoint_every"] = 100000
+    recipe.write_text(json.dumps(values))
+    command = [
+        sys.executable,
+        "-m",
+        "labeleff",
+        "run",
+        str(recipe),
+        "--folder",
+        str(tmp_path / "run"),
+        "--cache",
+        str(cache),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "tensorboard"
+    import time
+
+    for _ in range(600):
+        if metrics.exists():
+            break
+        time.sleep(0.1)
+    time.sleep(1.5)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "run the same command again to go on" in " ".join(errors.split())
+    state, _ = RunDirectory(tmp_path / "run").load_checkpoint()
+    assert state["step"] > 0
