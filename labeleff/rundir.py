@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import pickle  # for the name of an error only; nothing is unpickled
 import platform
 import re
 import shutil
@@ -127,7 +128,7 @@ class RunDirectory:
                     raise RunError(
                         f"{path}: written by another version of labeleff (format {state['format']}); use --fresh"
                     )
-            except (OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
+            except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 notes.append(f"checkpoint {path.name} is damaged ({reason}); going on from the one before")
                 path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,8 @@ from labeleff.rundir import RunDirectory
 @cache
 def console() -> Console:
     """Return the one console that runs print to."""
-    return Console(soft_wrap=True, highlight=False)
+    # tables are cut to the width, and 80 columns are too few for them where there is no terminal to ask
+    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 class RunLog:

@@ -13,8 +13,8 @@ import pytest
 from labeleff import registry
 from labeleff.batch import derive_seed
 from labeleff.recipe_io import load_recipe
-from labeleff.runner import run
 from labeleff.rundir import RunDirectory
+from labeleff.runner import run
 
 from .conftest import tiny
 
@@ -33,7 +33,7 @@ RECIPES = {
                 "augment": AUGMENT,
             },
         ]
-    ),  # fmt: skip
+    ),
     "bcp": tiny(evaluation={"every": 3, "pictures": False}, data=tiny()["data"] | {"labelled": 3, "validation": 1}),
     "pseudo_labels": tiny(
         stages=[
@@ -48,12 +48,12 @@ RECIPES = {
                 "streams": {"labelled": {"role": "all"}},
             },
         ]
-    ),  # fmt: skip
+    ),
 }
 POINTS = {  # some of every kind: inside a step, while a checkpoint is written, at a stage's edge, inside a revision
-    "supervised": ["write:9", "step:4", "rename:9", "edge:3", "step:5"],
-    "bcp": ["step:2", "write:14", "edge:3", "rename:11", "step:4"],
-    "pseudo_labels": ["step:5", "revise:2", "edge:3", "write:12", "revise:9", "step:3"],
+    "supervised": ["write:9", "step:4", "rename:9", "edge:2", "step:1"],
+    "bcp": ["step:2", "write:14", "edge:2", "rename:8", "step:1"],
+    "pseudo_labels": ["step:5", "revise:2", "edge:1", "write:12", "revise:3", "step:1"],
 }
 
 

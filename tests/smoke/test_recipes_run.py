@@ -1,0 +1,35 @@
+"""Every shipped recipe is valid, and runs for two steps per stage where its data are at hand."""
+
+import pytest
+
+from labeleff.errors import DataError
+from labeleff.recipe_io import load_recipe, recipe_folder, recipe_names
+from labeleff.runner import run
+
+FOR_A_GPU = "paper/"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_runs(name, tmp_path, cache):
+    recipe = load_recipe(name)
+    overrides = [f"stages.{i}.steps=2" for i in range(len(recipe.stages))]
+    overrides += [f"baseline.{i}.steps=2" for i in range(len(recipe.baseline))]
+    if name.startswith(FOR_A_GPU):
+        assert sum(stage.steps for stage in recipe.stages) > 10000  # its schedule is the paper's
+        return
+    if recipe.data.dataset.name == "phantom":
+        overrides += ["data.dataset.patients=8", "data.dataset.test=2"]
+    small = load_recipe(name, [*overrides, "data.unlabelled=3"])
+    try:
+        run(small, tmp_path, cache=cache)
+    except DataError as error:
+        if "no such folder" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("path", sorted((recipe_folder() / "methods").glob("*.yaml")), ids=lambda p: p.stem)
+def test_methods_are_lists_of_stages(path):
+    recipe = load_recipe("phantom/supervised", [f"stages=methods/{path.stem}"])
+    assert recipe.stages[-1].strategy.name == path.stem

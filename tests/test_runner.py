@@ -1,0 +1,327 @@
+"""The run directory, what may and may not reach training, and data-parallel runs."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from labeleff import registry
+from labeleff.data.formats.phantom import Phantom
+from labeleff.errors import RecipeError, RunError, StoreError
+from labeleff.prepared import prepare
+from labeleff.recipe_io import load_recipe
+from labeleff.runner import run
+
+from .conftest import tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("run")
+    values = tiny(evaluation={"every": 3, "oracle": True}, data=tiny()["data"] | {"labelled": 3, "validation": 1})
+    return load_recipe(values), folder, run(load_recipe(values), folder, cache=cache)
+
+
+def test_everything_is_in_the_run_directory(finished):
+    recipe, folder, summary = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "recipe.yaml", "environment.json", "split.json", "audit.json", "metrics.jsonl", "cases.csv", "tensorboard",
+        "checkpoints", "predictor.safetensors", "pictures", "predictions", "summary.json", "test_openings.jsonl", "annotations",
+    }  # fmt: skip
+    assert load_recipe(folder / "recipe.yaml") == recipe
+    assert summary == json.loads((folder / "summary.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in lines] == [(s, t) for s in (0, 1) for t in range(1, 7)]
+    assert all(np.isfinite(row["lr"]) for row in lines)
+    versions = json.loads((folder / "environment.json").read_text())["packages"]
+    assert versions["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_cases_and_summary_agree(finished):
+    _, folder, summary = finished
+    with (folder / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["selection"] for row in rows} == {"last", "val_best", "oracle"}
+    assert {row["predictor"] for row in rows} == {"student", "teacher"}
+    own = [
+        float(r["dice"]) for r in rows if (r["predictor"], r["selection"], r["class"]) == ("student", "last", "large")
+    ]
+    entry = next(
+        r for r in summary["results"] if (r["predictor"], r["selection"], r["class"]) == ("student", "last", "large")
+    )
+    assert entry["dice"] == pytest.approx(np.nanmean(own), abs=1e-6)
+    assert entry["cases"] == 6
+
+
+def test_test_labels_are_opened_at_the_end_and_counted(finished):
+    _, folder, summary = finished
+    openings = [json.loads(line) for line in (folder / "test_openings.jsonl").read_text().splitlines()]
+    assert [o["selection"] for o in openings] == ["last", "val_best", *["oracle"] * 2]
+    assert all(o["cases"] == 6 and o["split"] == summary["split"] for o in openings)
+
+
+def test_predictor_travels_with_what_it_needs(finished):
+    _, folder, summary = finished
+    with safe_open(folder / "predictor.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["labeleff"])
+    assert header["classes"] == ["background", "large", "paired", "small"]
+    assert header["split"] == summary["split"]
+    assert load_recipe(header["recipe"]).name == "tiny"
+
+
+def test_pictures_can_be_opened(finished):
+    _, folder, _ = finished
+    pictures = sorted((folder / "pictures").glob("*.png"))
+    assert [p.name.split("-")[0] for p in pictures] == ["best", "median", "worst"]
+    assert Image.open(pictures[0]).size[0] > 300
+
+
+def test_tensorboard_holds_losses_rates_validation_and_pictures(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(finished[1] / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/mixed", "train/inward", "train/lr", "validation/dice"} <= set(tags["scalars"])
+    assert {"test/best", "test/median", "test/worst"} <= set(tags["images"])
+    assert [event.step for event in board.Scalars("train/lr")] == list(range(1, 13))
+
+
+def test_running_again_returns_what_is_there(finished, cache):
+    recipe, folder, summary = finished
+    before = (folder / "summary.json").stat().st_mtime_ns
+    assert run(recipe, folder, cache=cache) == summary
+    assert (folder / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(finished, cache):
+    recipe, folder, _ = finished
+    with pytest.raises(RunError, match=r"another recipe(.|\n)*seed: 0 -> 1"):
+        run(replace(recipe, seed=1), folder, cache=cache)
+
+
+def test_fresh_starts_over_but_keeps_the_log_of_openings(tmp_path, cache):
+    recipe = load_recipe(tiny(stages=[{"strategy": "supervised", "steps": 2}]))
+    run(recipe, tmp_path, cache=cache)
+    (tmp_path / "notes.txt").write_text("mine")
+    run(replace(recipe, seed=1), tmp_path, fresh=True, cache=cache)
+    assert len((tmp_path / "test_openings.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_extend_lengthens_the_last_stage_and_records_it(tmp_path, cache):
+    short, long = (load_recipe(tiny(stages=[{"strategy": "supervised", "steps": n}])) for n in (3, 5))
+    run(short, tmp_path, cache=cache)
+    with pytest.raises(RunError, match=r"stages\.0\.steps: 3 -> 5"):
+        run(long, tmp_path, cache=cache)
+    summary = run(long, tmp_path, extend=True, cache=cache)
+    assert summary["extensions"] == [{"stage": 0, "from": 3, "to": 5}]
+    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4, 5]
+    with pytest.raises(RunError, match="only a longer last stage"):
+        run(short, tmp_path, extend=True, cache=cache)
+
+
+def test_one_process_per_folder(tmp_path, cache):
+    from labeleff.rundir import RunDirectory
+
+    with RunDirectory(tmp_path).locked(), pytest.raises(RunError, match="another process is running"):
+        run(load_recipe(tiny()), tmp_path, cache=cache)
+
+
+# -- who sees which labels ----------------------------------------------------------------------------------------------
+
+
+def test_labels_outside_the_budget_are_out_of_reach(tmp_path, cache):
+    data = prepare(load_recipe(tiny()), tmp_path, cache=cache)
+    hidden, tested = data.split.unlabelled[0], data.split.test[0]
+    assert set(np.unique(data.annotations.read(hidden, revision=0))) == {255}
+    with pytest.raises(StoreError, match="out of reach"):
+        data.annotations.read(tested, revision=0)
+    assert not [name for name in dir(data.store) if "label" in name]
+    files = {path.name.split(".")[0] for path in (tmp_path / "annotations" / "labels").iterdir()}
+    assert files == set(data.split.labelled)
+
+
+def test_hidden_and_test_labels_of_noise_change_no_weight(tmp_path, cache, monkeypatch):
+    recipe = load_recipe(tiny())
+    run(recipe, tmp_path / "true", cache=cache)
+    split = json.loads((tmp_path / "true" / "split.json").read_text())
+    plain, opened = Phantom.read_label, []
+
+    def read_label(self, case):
+        opened.append(case.id)
+        label = plain(self, case)
+        if case.id not in split["labelled"]:
+            label = np.random.default_rng(0).integers(0, 4, label.shape).astype(np.uint8)
+        return label
+
+    monkeypatch.setattr(Phantom, "read_label", read_label)
+    run(recipe, tmp_path / "noise", cache=cache)
+    assert set(opened) == {*split["labelled"], *split["test"]}
+    one, two = (load_file(tmp_path / name / "predictor.safetensors") for name in ("true", "noise"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert (tmp_path / "true" / "cases.csv").read_text() != (tmp_path / "noise" / "cases.csv").read_text()
+
+
+# -- stages -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_of_no_steps_hands_on_what_it_was_given(tmp_path, cache):
+    one = {"strategy": "supervised", "steps": 3}
+    run(load_recipe(tiny(stages=[one])), tmp_path / "a", cache=cache)
+    run(load_recipe(tiny(stages=[one, {"strategy": "mean_teacher", "steps": 0}])), tmp_path / "b", cache=cache)
+    first, second = (load_file(tmp_path / name / "predictor.safetensors") for name in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_stage_can_start_from_a_file_or_afresh(tmp_path, cache):
+    run(load_recipe(tiny(stages=[{"strategy": "supervised", "steps": 2}])), tmp_path / "a", cache=cache)
+    weights = tmp_path / "a" / "predictor.safetensors"
+    zero = {"strategy": "supervised", "steps": 0}
+    run(load_recipe(tiny(stages=[zero | {"start": str(weights)}])), tmp_path / "b", cache=cache)
+    run(load_recipe(tiny(stages=[zero])), tmp_path / "c", cache=cache)
+    run(
+        load_recipe(tiny(stages=[{"strategy": "supervised", "steps": 2}, zero | {"start": "fresh"}])),
+        tmp_path / "d",
+        cache=cache,
+    )
+    a, b, c, d = (load_file(tmp_path / name / "predictor.safetensors") for name in "abcd")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert all(torch.equal(c[key], d[key]) for key in c)
+    assert any(not torch.equal(a[key], c[key]) for key in a)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"not weights")
+    with pytest.raises(RunError, match="do not load into unet"):
+        run(load_recipe(tiny(stages=[zero | {"start": str(bad)}])), tmp_path / "e", cache=cache)
+
+
+def test_val_best_is_the_best_validation(finished, tmp_path, cache):
+    values = tiny(evaluation={"every": 2, "pictures": False}, data=tiny()["data"] | {"labelled": 3, "validation": 1})
+    values["stages"] = [{"strategy": "supervised", "steps": 6, "take": "val_best", "optimiser": {"lr": 0.05}}]
+    summary = run(load_recipe(values), tmp_path, cache=cache)
+    assert [entry["step"] for entry in summary["validation"]] == [2, 4, 6]
+    assert summary["selection"] == "val_best"
+    values["evaluation"] = {"every": 0}
+    with pytest.raises(RecipeError, match="nothing was validated"):
+        run(load_recipe(values), tmp_path / "none", cache=cache)
+
+
+def test_pseudo_labels_change_what_the_next_steps_learn_from(tmp_path, cache):
+    stage = {"strategy": "supervised", "steps": 4, "annotator": "pseudo_labels", "revise_every": 2,
+             "streams": {"labelled": {"role": "all"}}}  # fmt: skip
+    run(load_recipe(tiny(stages=[stage])), tmp_path, cache=cache)
+    from labeleff.data.annotations import AnnotationStore
+
+    store = AnnotationStore.open(tmp_path / "annotations")
+    split = json.loads((tmp_path / "split.json").read_text())
+    assert store.revision == 1
+    store.verify()
+    assert {change["case"] for change in store.history()} == set(split["unlabelled"])
+    for case in split["labelled"]:
+        assert not store.edited(case, 1)
+    assert 255 not in store.read(split["unlabelled"][0], revision=1)
+
+
+def test_wrong_streams_are_named(tmp_path, cache):
+    stage = {"strategy": "supervised", "steps": 1, "streams": {"labeled": {"batch": 2}}}
+    with pytest.raises(RecipeError, match=r"no stream 'labeled'\. Did you mean 'labelled'"):
+        run(load_recipe(tiny(stages=[stage])), tmp_path, cache=cache)
+
+
+def test_baseline_is_run_beside(tmp_path, cache):
+    values = tiny(stages=[{"strategy": "bcp", "steps": 2}], baseline=[{"strategy": "supervised", "steps": 2}])
+    compared = run(load_recipe(values), tmp_path, cache=cache)
+    assert set(compared["runs"]) == {"baseline", "tiny"}
+    one, two = (json.loads((tmp_path / f / "split.json").read_text())["hash"] for f in ("", "baseline"))
+    assert one == two
+
+
+def test_custom_strategy_in_a_script(tmp_path, cache):
+    from labeleff.batch import StepOutput
+    from labeleff.functional.losses import segmentation_loss
+    from labeleff.strategies.base import Strategy
+
+    @registry.register("strategy", "squared_logits")
+    class SquaredLogits(Strategy):
+        """A supervised loss and a small penalty.
+
+        Args:
+            penalty: Weight of the penalty.
+        """
+
+        def __init__(self, *, penalty: float = 0.1) -> None:
+            super().__init__()
+            self.penalty = penalty
+
+        def step(self, backbone, batch, progress):
+            logits = backbone(batch["labelled"].image)
+            loss = segmentation_loss(logits, batch["labelled"].label)
+            return StepOutput({"supervised": loss, "penalty": self.penalty * logits.square().mean()})
+
+    try:
+        summary = run(load_recipe(tiny(stages=[{"strategy": "squared_logits", "steps": 2}])), tmp_path, cache=cache)
+    finally:
+        registry._registered["strategy"].pop("squared_logits")
+    assert summary["steps"] == [2]
+
+
+# -- several processes --------------------------------------------------------------------------------------------------
+
+
+def command_line(recipe, folder, cache, *overrides):
+    command = [
+        sys.executable,
+        "-m",
+        "labeleff",
+        "run",
+        str(recipe),
+        *overrides,
+        "--folder",
+        str(folder),
+        "--cache",
+        str(cache),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, cache):
+    """Instance norm, no dropout, a loss per sample, no unknown voxels: the promise of data-parallel training."""
+    stage = {
+        "strategy": {"name": "supervised", "dice": "linear"},
+        "steps": 5,
+        "batch": 4,
+        "optimiser": {"name": "sgd", "lr": 0.1},
+    }
+    pseudo = stage | {
+        "annotator": "pseudo_labels",
+        "revise_every": 3,
+        "streams": {"labelled": {"role": "all"}},
+        "revise_at_start": True,
+    }
+    values = tiny(stages=[stage, pseudo], backbone={"name": "unet", "channels": [4, 8, 16]})
+    values["trainer"] |= {"accelerator": "cpu"}
+    recipe = tmp_path / "ddp.yaml"
+    recipe.write_text(json.dumps(values))
+    command_line(recipe, tmp_path / "one", cache)
+    command_line(recipe, tmp_path / "two", cache, "trainer.devices=2")
+    command_line(recipe, tmp_path / "split", cache, "trainer.accumulate=2")
+    one, two, split = (load_file(tmp_path / n / "predictor.safetensors") for n in ("one", "two", "split"))
+    for key in one:
+        assert torch.allclose(one[key], two[key], atol=2e-5), key
+        assert torch.allclose(one[key], split[key], atol=2e-5), key
+    revisions = [sorted(p.name for p in (tmp_path / n / "annotations" / "revisions").iterdir()) for n in ("one", "two")]
+    assert revisions[0] == revisions[1] == ["000000.json", "000001.json", "000002.json"]
