@@ -94,6 +94,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: larger than 1 MiB; this is no recipe")
     try:
         return _plain(path.read_text())
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "unknown place"

@@ -1,0 +1,98 @@
+"""Imports go downwards; heavy libraries stay where they belong. Read from the syntax trees, nothing is imported."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "labeleff"
+LAYERS = {
+    1: ("errors", "files", "batch", "edits", "registry", "functional"),
+    2: ("data", "backbones", "evaluation", "report"),
+    3: ("strategies", "annotators"),
+    4: ("recipe", "convert", "recipe_io", "learner", "testing", "index"),
+    5: ("rundir", "runlog", "prepared", "results", "runner", "checking"),
+    6: ("cli", "__main__", "__init__"),
+}
+LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
+
+
+def modules():
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+
+
+def imports(path, *, top_only=False):
+    """Yield every module that a file imports."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_go_downwards(name):
+    mine = LAYER_OF[name.split(".")[0]]
+    for target in imports(modules()[name]):
+        if target.startswith("labeleff."):
+            head = target.split(".")[1]
+            if head in LAYER_OF and name != "__init__":
+                assert LAYER_OF[head] <= mine, f"{name} (layer {mine}) imports {target} (layer {LAYER_OF[head]})"
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("pytorch_lightning", {"learner", "runner"}),
+        ("omegaconf", {"recipe_io"}),
+        ("typer", {"cli"}),
+        ("monai", {"backbones.monai", "evaluation.inference", "evaluation.metrics"}),
+    ],
+)
+def test_libraries_stay_where_they_belong(library, allowed):
+    users = {name for name, path in modules().items() if any(t.split(".")[0] == library for t in imports(path))}
+    assert users <= allowed
+
+
+def test_the_command_line_imports_nothing_heavy():
+    heavy = {"torch", "numpy", "omegaconf", "monai", "pytorch_lightning", "scipy"}
+    for name in ("cli", "__init__", "errors", "__main__"):
+        found = {target.split(".")[0] for target in imports(modules()[name], top_only=True)}
+        assert not found & heavy
+
+
+def test_methods_do_not_import_one_another():
+    for kind in ("strategies", "annotators"):
+        for name, path in modules().items():
+            if name.startswith(kind + "."):
+                others = [
+                    t
+                    for t in imports(path)
+                    if t.startswith(f"labeleff.{kind}.") and not t.startswith(f"labeleff.{kind}.base")
+                ]
+                assert not others, f"{name} imports {others}"
+
+
+def test_there_is_no_cycle():
+    graph = {
+        name: {
+            t.removeprefix("labeleff.")
+            for t in imports(path, top_only=True)
+            if t.removeprefix("labeleff.") in modules()
+        }
+        for name, path in modules().items()
+    }
+    done, walking = set(), []
+
+    def visit(name):
+        assert name not in walking, f"cycle: {' -> '.join([*walking, name])}"
+        if name not in done:
+            walking.append(name)
+            for other in graph[name]:
+                visit(other)
+            done.add(walking.pop())
+
+    for name in graph:
+        visit(name)
