@@ -234,6 +234,7 @@ def compare(folder: Path, summaries: Mapping[str, Mapping[str, Any]]) -> dict[st
     """Print runs side by side, and write their comparison: difference of the mean Dice per case, in words."""
     value = {"runs": {name: dict(summary) for name, summary in summaries.items()}}
     console().print(rich_comparison({name: summary["results"] for name, summary in summaries.items()}))
+    console().print("one training run each: no ranking can be read from this")
     write_json(folder / "comparison.json", value)
     return value
 

@@ -27,7 +27,7 @@ def logits_of(output: Any) -> Tensor:
         for key in ("logits", "out"):
             if key in output:
                 return logits_of(output[key])
-    if isinstance(output, Sequence) and output:
+    if isinstance(output, list | tuple) and output:
         return logits_of(output[0])
     raise ShapeError(f"the backbone returned {type(output).__name__}; a tensor of logits [B, K, *S] is needed")
 

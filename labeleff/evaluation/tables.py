@@ -138,11 +138,7 @@ def rich_table(name: str, results: Sequence[Mapping[str, Any]]) -> Table:
 def rich_comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     """Return a table of several runs side by side: mean Dice of every predictor's chosen weights, by class."""
     names = list(runs)
-    table = Table(
-        title="side by side: mean Dice",
-        title_justify="left",
-        caption="one training run each: no ranking can be read from this",
-    )
+    table = Table(title="side by side: mean Dice", title_justify="left")
     for title in ("class", *names):
         table.add_column(title, justify="left" if title == "class" else "right")
     tops = {name: _first_predictor(results) for name, results in runs.items()}

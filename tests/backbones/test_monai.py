@@ -1,0 +1,71 @@
+"""Networks and what they hand back."""
+
+import pytest
+import torch
+from torch import nn
+
+from labeleff import registry
+from labeleff.backbones.outputs import Unwrapped, check_patch, logits_of
+from labeleff.batch import Task
+from labeleff.errors import ShapeError
+
+SMALL = {
+    "unet": {"channels": (4, 8, 16)},
+    "basic_unet": {"features": (4, 4, 8, 8, 16, 4)},
+    "vnet": {},
+    "segresnet": {"filters": 8, "blocks_down": (1, 1, 1)},
+    "dynunet": {"filters": (4, 8, 16)},
+}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("name", registry.names("backbone"))
+def test_every_backbone_in_2d_and_3d(name, ndim):
+    task = Task(("background", "one", "two"), ndim, channels=2)
+    torch.manual_seed(0)
+    network = registry.get("backbone", name)(task, **SMALL[name])
+    patch = (32,) * ndim
+    check_patch(network, task, patch)
+    network.train()
+    logits = network(torch.randn(2, 2, *patch))
+    assert logits.shape == (2, 3, *patch)
+    logits.sum().backward()
+    torch.manual_seed(0)
+    again = registry.get("backbone", name)(task, **SMALL[name])
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_patches_that_do_not_fit_are_refused_with_a_size_that_works():
+    task = Task(("background", "one"), 2)
+    network = registry.get("backbone", "segresnet")(task, filters=8, blocks_down=(1, 1, 1, 1))
+    with pytest.raises(ShapeError, match=r"data\.patch is \[36, 36\].*multiples of 8 work, such as \[\d+, \d+\]"):
+        check_patch(network, task, (36, 36))
+    modes = [m.training for m in network.modules()]
+    check_patch(network, task, (32, 32))
+    assert [m.training for m in network.modules()] == modes
+    with pytest.raises(ShapeError, match="must map"):
+        check_patch(nn.Conv2d(1, 5, 1), task, (32, 32))
+
+
+def test_outputs_are_unwrapped():
+    tensor, other = torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)
+    for output in (tensor, (tensor, other), [tensor], {"out": tensor, "aux": other}, {"logits": (tensor,)}):
+        assert logits_of(output) is tensor
+    with pytest.raises(ShapeError, match="returned str"):
+        logits_of("text")
+
+
+def test_deep_supervision_gives_the_full_resolution_head():
+    task = Task(("background", "one"), 2)
+    network = registry.get("backbone", "dynunet")(task, filters=(4, 8, 8, 8), deep_supervision=True)
+    assert isinstance(network, Unwrapped)
+    for mode in (True, False):
+        assert network.train(mode)(torch.randn(2, 1, 32, 32)).shape == (2, 2, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("unet", {"channels": (4,)}), ("segresnet", {"filters": 5}), ("dynunet", {"filters": (4, 8)})]
+)
+def test_options_out_of_range(name, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        registry.get("backbone", name)(Task(("a", "b"), 2), **options)
