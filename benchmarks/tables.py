@@ -1,0 +1,86 @@
+"""Writes the tables of the README from ``results/*.json``; ``--check`` only says whether they are current."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "README.md"
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
+TITLES = {
+    "phantom": "Generated patients, 2-D",
+    "left_atrium": "Left atrium, real scans at half resolution, 2-D network",
+    "acdc": "ACDC, real scans at 128 x 128, 2-D network",
+}
+
+
+def paired(name: str, result: dict[str, Any]) -> list[str]:
+    """Return the table of a suite: mean Dice over draws, and the paired difference in words."""
+    runs = result["runs"]
+    steps = sum(runs[0]["steps"])
+    lines = [f"**{TITLES[name]}**, {steps} steps, same draws and seeds, as many labelled images per step", ""]
+    lines += [
+        "| labelled patients | method | draws | mean Dice | difference to supervised [95 % over draws] | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for budget, method in dict.fromkeys((str(r["labelled"]), r["method"]) for r in runs):
+        own = [r["dice"]["mean"] for r in runs if (str(r["labelled"]), r["method"]) == (budget, method)]
+        found = next((d for d in result["differences"] if (d["labelled"], d["method"]) == (budget, method)), None)
+        difference = f"{found['mean']:+.3f} [{found['interval'][0]:+.3f}, {found['interval'][1]:+.3f}]" if found else ""
+        lines.append(
+            f"| {budget} | {method} | {len(own)} | {sum(own) / len(own):.3f} | {difference} | {found['verdict'] if found else ''} |"
+        )
+    return [*lines, ""]
+
+
+def step_cost(result: dict[str, Any]) -> list[str]:
+    """Return what a step costs."""
+    lines = ["**What a step costs** beside its bare network passes, one thread, U-Net with 16 base channels", ""]
+    lines += ["| | BCP step, s | bare passes, s | ratio |", "|---|---|---|---|"]
+    for name, found in result["ratios"].items():
+        lines.append(f"| {name} | {found['step_seconds']:.3f} | {found['bare_seconds']:.3f} | {found['ratio']:.3f} |")
+    waits = ", ".join(f"{name} {100 * found['share']:.1f} %" for name, found in result["data_wait"].items())
+    memory = result["anonymous_megabytes"]
+    return [
+        *lines,
+        "",
+        f"Waiting for data: {waits} of a step. Memory: {memory['20']:.0f} MB with 20 cases, {memory['2000']:.0f} MB with 2,000.",
+        "",
+    ]
+
+
+def render() -> str:
+    """Return the page with its tables made anew."""
+    lines: list[str] = []
+    for name in TITLES:
+        path = HERE / "results" / f"{name}.json"
+        if path.exists():
+            lines += paired(name, json.loads(path.read_text()))
+    path = HERE / "results" / "step_cost.json"
+    if path.exists():
+        lines += step_cost(json.loads(path.read_text()))
+    if lines:
+        lines += [
+            "Runs, per-case values, versions and machine: [benchmarks/results](benchmarks/results). Three draws rank nothing.",
+            "",
+        ]
+    text = PAGE.read_text()
+    return text[: text.index(BEGIN) + len(BEGIN)] + "\n".join(lines) + text[text.index(END) :]
+
+
+def main() -> None:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    if not parser.parse_args().check:
+        PAGE.write_text(render())
+    elif PAGE.read_text() != render():
+        sys.exit("README.md is not made from benchmarks/results: run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The code in the pages runs, and the pages tell the truth about results."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from labeleff.recipe_io import load_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_the_strategy_of_the_guide_passes_its_contract(tmp_path):
+    script = tmp_path / "cross_teaching.py"
+    script.write_text("\n".join(blocks("add_a_strategy.md", "python")))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_recipe_of_the_page_is_valid():
+    (text,) = blocks("recipes.md", "yaml")
+    recipe = load_recipe(yaml.safe_load(text.replace("4.0e-3", "0.004")))
+    assert recipe.stages[1].streams["unlabelled"].batch == 8
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_tables_of_results_are_those_of_the_results():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
