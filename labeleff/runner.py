@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
@@ -322,11 +323,11 @@ class Run:
             edge = _Edge(self, learner, stop, end)
             title = f"stage {learner.index + 1}/{len(self.recipe.stages)} {stage.strategy.name}"
             bar: list[lightning.Callback] = [_Bar(self.log, title)] if self.log.interactive else []
-            trainer = lightning.Trainer(
+            trainer = _trainer(
                 accelerator=spec.accelerator,
                 devices=spec.devices,
                 num_nodes=spec.nodes,
-                precision=PRECISION[spec.precision],  # type: ignore[arg-type]  # Lightning lists these as literals
+                precision=PRECISION[spec.precision],
                 max_steps=end - learner.first_step,
                 gradient_clip_val=spec.clip or None,
                 accumulate_grad_batches=spec.accumulate,
@@ -419,6 +420,18 @@ class Run:
                 given=annotations.read_given(case),
                 spacing=store.spacing(case),
             )
+
+
+def _trainer(**options: Any) -> lightning.Trainer:
+    """Return Lightning's trainer.
+
+    Raises:
+        RunError: This machine cannot do what ``trainer`` asks for.
+    """
+    try:
+        return lightning.Trainer(**options)
+    except (MisconfigurationException, ValueError) as error:
+        raise RunError(f"trainer: this machine cannot run it as asked: {' '.join(str(error).split())}") from error
 
 
 def _interrupted(asked: str, stage: int, step: int) -> Interrupted:

@@ -276,6 +276,30 @@ def test_custom_strategy_in_a_script(tmp_path, cache):
     assert summary["steps"] == [2]
 
 
+def test_mixed_precision_runs_and_what_the_machine_cannot_do_is_one_line(tmp_path, cache):
+    values = tiny(stages=[{"strategy": "bcp", "steps": 2, "batch": 4}])
+    values["trainer"] |= {"precision": "bf16", "clip": 1.0}
+    assert run(load_recipe(values), tmp_path / "bf16", cache=cache)["steps"] == [2]
+    values["trainer"] |= {"accelerator": "gpu"}
+    if not torch.cuda.is_available():
+        with pytest.raises(RunError, match="this machine cannot run it as asked"):
+            run(load_recipe(values), tmp_path / "gpu", cache=cache)
+
+
+def test_any_module_can_be_a_backbone(tmp_path, cache):
+    from labeleff.testing import ToyNet
+
+    @registry.register("backbone", "toy")
+    def toy(task, *, width: int = 6):
+        return ToyNet(task, width)
+
+    try:
+        run(load_recipe(tiny(backbone={"name": "toy", "width": 4})), tmp_path, cache=cache)
+    finally:
+        registry._registered["backbone"].pop("toy")
+    assert load_file(tmp_path / "predictor.safetensors")["first.weight"].shape[0] == 4
+
+
 # -- several processes --------------------------------------------------------------------------------------------------
 
 
