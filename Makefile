@@ -17,7 +17,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## train a semi-supervised method beside its baseline, print a table, write pictures
 	$(BIN)/labeleff run quickstart --folder runs/quickstart
-	@echo "pictures: runs/quickstart/pictures and runs/quickstart/baseline/pictures"
 
 test: $(STAMP) ## the test suite
 	$(BIN)/python -m pytest -n 2 -m "not slow"

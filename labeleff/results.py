@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from labeleff import __version__
+from labeleff import __version__, registry
 from labeleff.data.manifest import Case
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.tables import rich_comparison, rich_table, summarise, write_cases_csv
@@ -230,12 +230,34 @@ def show(name: str, summary: Mapping[str, Any]) -> None:
         console().print(f"note: {note}")
 
 
-def compare(folder: Path, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Print runs side by side, and write their comparison: difference of the mean Dice per case, in words."""
+def compare(recipe: Recipe, folder: Path, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Print a run beside its baseline, and write ``comparison.json`` and pictures of both on the cases that were drawn.
+
+    Args:
+        recipe: The run.
+        folder: Its directory; the baseline's is ``baseline`` below it.
+        summaries: The baseline's and the run's own.
+    """
     value = {"runs": {name: dict(summary) for name, summary in summaries.items()}}
     console().print(rich_comparison({name: summary["results"] for name, summary in summaries.items()}))
     console().print("one training run each: no ranking can be read from this")
     write_json(folder / "comparison.json", value)
+    if recipe.evaluation.pictures:
+        dataset = registry.build("dataset", recipe.data.dataset.name, **recipe.data.dataset.options)
+        manifest = dataset.manifest()
+        for drawn in sorted((folder / "pictures").glob("*-*.png")):
+            rank, _, name = drawn.stem.partition("-")
+            case = manifest.case(name)
+            draw_case(
+                folder / "comparison" / drawn.name,
+                dataset.read_image(case)[0].astype(np.float32),
+                dataset.read_label(case),
+                {"baseline": read_prediction(folder / "baseline", name), recipe.name: read_prediction(folder, name)},
+                title=f"{rank} case of {recipe.name}: {name}",
+                classes=manifest.classes,
+                slice_axis=manifest.slice_axis,
+            )
+        console().print(f"pictures of both: {folder / 'comparison'}")
     return value
 
 

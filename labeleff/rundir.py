@@ -154,11 +154,10 @@ class RunDirectory:
         write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
     def clear(self) -> None:
-        """Remove everything a run wrote (``--fresh``); files of other kinds are left alone."""
+        """Remove what a run wrote (``--fresh``), but not the log of test openings, the baseline, or anybody's other files."""
         owned = re.compile(
             r"recipe\.yaml|environment\.json|split\.json|audit\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
-            r"|snapshots|predictor.*\.safetensors|cases\.csv|validation\.csv|pictures|summary\.json|extensions\.jsonl|timing\.jsonl"
-            r"|comparison\..*|baseline"
+            r"|snapshots|predictor\.safetensors|cases\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
         )
         for path in self.folder.iterdir():
             if owned.fullmatch(path.name):

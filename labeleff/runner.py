@@ -68,7 +68,7 @@ def run(
         )
     }
     results[recipe.name] = _run_one(main, folder, fresh=fresh, extend=extend, cache=cache)
-    return compare(folder, results)
+    return compare(recipe, folder, results)
 
 
 def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: Path | None) -> dict[str, Any]:

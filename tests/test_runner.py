@@ -241,7 +241,9 @@ def test_wrong_streams_are_named(tmp_path, cache):
 
 def test_baseline_is_run_beside(tmp_path, cache):
     values = tiny(stages=[{"strategy": "bcp", "steps": 2}], baseline=[{"strategy": "supervised", "steps": 2}])
-    compared = run(load_recipe(values), tmp_path, cache=cache)
+    values["evaluation"] = {"pictures": True}
+    compared = run(load_recipe(values), tmp_path, fresh=True, cache=cache)
+    assert len(list((tmp_path / "comparison").glob("*.png"))) == 3
     assert set(compared["runs"]) == {"baseline", "tiny"}
     one, two = (json.loads((tmp_path / f / "split.json").read_text())["hash"] for f in ("", "baseline"))
     assert one == two
