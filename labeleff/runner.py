@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
+import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -23,13 +22,14 @@ from labeleff import registry
 from labeleff.annotators.base import Annotator
 from labeleff.batch import Progress, derive_seed
 from labeleff.edits import Edit, Question, Reviewed
-from labeleff.errors import Interrupted, RecipeError, RunError
+from labeleff.errors import RecipeError, RunError
 from labeleff.learner import Learner, StepMeans
 from labeleff.prepared import Prepared, prepare
 from labeleff.recipe import Recipe, Stage
 from labeleff.results import Results, best_of, compare, load_snapshot, show, snapshot_path, validate
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
+from labeleff.signals import StopRequest, interrupted, stopping_at_once
 from labeleff.strategies.base import Strategy
 
 PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -76,7 +76,7 @@ def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: 
     directory = RunDirectory(folder)
     if process_rank():  # other processes of a data-parallel run only read
         return Run(recipe, directory, cache).execute()
-    with directory.locked():
+    with directory.locked(), stopping_at_once():
         if fresh:
             directory.clear()
         finished = directory.claim(recipe, extend=extend)
@@ -89,7 +89,7 @@ def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: 
 
 def resolve(recipe: Recipe) -> Recipe:
     """Replace what depends on the machine by what it is here: the number of threads is part of a run."""
-    threads = recipe.trainer.threads or torch.get_num_threads()
+    threads = recipe.trainer.threads or os.cpu_count() or 1
     return replace(recipe, trainer=replace(recipe.trainer, threads=threads))
 
 
@@ -98,37 +98,10 @@ def process_rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0))
 
 
-class _Stop:
-    """Remembers that the process was asked to stop, while a fit runs."""
-
-    def __init__(self) -> None:
-        self.asked: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        return self
-
-    def listen(self) -> None:
-        """Put the handlers in place. A second signal is not waited for."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous = signal.signal(number, self._hear)
-            self._before.setdefault(number, previous)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.asked is not None:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-
 class _Edge(lightning.Callback):
     """What happens after every optimiser step of a fit: lines of metrics, checkpoints, the wish to stop."""
 
-    def __init__(self, run: Run, learner: Learner, stop: _Stop, last: int) -> None:
+    def __init__(self, run: Run, learner: Learner, stop: StopRequest, last: int) -> None:
         self.run, self.learner, self.stop, self.last = run, learner, stop, last
         self.step = learner.first_step
         learner.after_optimiser_step.append(self.seen)
@@ -300,7 +273,7 @@ class Run:
                 self._revise(index, strategy, annotator, end)
             self.save(learner, end, trainer)
             if asked is not None:
-                raise _interrupted(asked, index, end)
+                raise interrupted(asked, f"after step {end} of stage {index}")
         return optimiser
 
     def _edges(self, stage: Stage, step: int) -> Iterator[int]:
@@ -317,7 +290,7 @@ class Run:
             Interrupted: The process was asked to stop; the checkpoint is written.
         """
         spec, stage = self.recipe.trainer, learner.stage
-        with _Stop() as stop, warnings.catch_warnings():
+        with StopRequest() as stop, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning")
             logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
             edge = _Edge(self, learner, stop, end)
@@ -356,7 +329,7 @@ class Run:
             trainer.fit(learner, loader)
             self.seconds += time.perf_counter() - began
         if stop.asked is not None and edge.step < end:
-            raise _interrupted(stop.asked, learner.index, edge.step)
+            raise interrupted(stop.asked, f"after step {edge.step} of stage {learner.index}")
         if edge.step != end:
             raise RunError(f"stage {learner.index} ended at step {edge.step} instead of {end}")
         return trainer, stop.asked
@@ -432,12 +405,6 @@ def _trainer(**options: Any) -> lightning.Trainer:
         return lightning.Trainer(**options)
     except (MisconfigurationException, ValueError) as error:
         raise RunError(f"trainer: this machine cannot run it as asked: {' '.join(str(error).split())}") from error
-
-
-def _interrupted(asked: str, stage: int, step: int) -> Interrupted:
-    return Interrupted(
-        f"{asked}: stopped after step {step} of stage {stage} with a checkpoint; run the same command again to go on"
-    )
 
 
 def _is_distributed() -> bool:

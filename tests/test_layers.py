@@ -11,7 +11,7 @@ LAYERS = {
     2: ("data", "backbones", "evaluation", "report"),
     3: ("strategies", "annotators"),
     4: ("recipe", "convert", "recipe_io", "learner", "testing", "index"),
-    5: ("rundir", "runlog", "prepared", "results", "runner", "checking"),
+    5: ("rundir", "runlog", "signals", "prepared", "results", "runner", "checking"),
     6: ("cli", "__main__", "__init__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

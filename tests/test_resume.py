@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,19 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     assert state is None
     assert len(notes) == 1
     assert not (tmp_path / "owned").exists()
+
+
+def test_sigterm_between_fits_stops_at_once(tmp_path, cache, monkeypatch):
+    from labeleff import results
+    from labeleff.errors import Interrupted
+
+    recipe = load_recipe(tiny(stages=[{"strategy": "supervised", "steps": 2, "batch": 4}]))
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "evaluate", lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted, match="SIGTERM: stopped between two steps"):
+            run(recipe, tmp_path, cache=cache)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert run(recipe, tmp_path, cache=cache)["steps"] == [2]
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_with_its_own_code(tmp_path, cache):
