@@ -226,6 +226,7 @@ class Results:
 def show(name: str, summary: Mapping[str, Any]) -> None:
     """Print the table of a finished run."""
     console().print(rich_table(name, summary["results"]))
+    console().print("95 %: bootstrap over test patients, for this training run only; missed and spurious: cases")
     for note in summary["notes"]:
         console().print(f"note: {note}")
 

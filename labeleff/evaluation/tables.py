@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy import stats
 
@@ -102,35 +103,18 @@ def _interval(values: Sequence[float]) -> list[float] | None:
 
 
 def rich_table(name: str, results: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of one run for the terminal."""
-    table = Table(
-        title=name, title_justify="left", caption="intervals: 95 %, over test patients, this training run only"
-    )
+    """Return a table of one run for the terminal; it fits into 80 columns."""
     unit = results[0]["unit"] if results else "voxel"
-    for title in (
-        "predictor",
-        "weights",
-        "class",
-        "Dice",
-        "interval",
-        "IoU",
-        f"HD95 {unit}",
-        f"ASSD {unit}",
-        "missed",
-        "spurious",
-        "cases",
-    ):
-        table.add_column(title, justify="left" if title in ("predictor", "weights", "class") else "right")
+    table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("predictor", "class", "Dice", "95 %", "IoU", f"HD95 {unit}", "ASSD", "missed", "spurious"):
+        table.add_column(title, justify="left" if title in ("predictor", "class") else "right")
     for entry in results:
-        marked = (
-            f"{entry['selection']} (chosen on test: not a result)"
-            if entry["selection"] == "oracle"
-            else entry["selection"]
-        )
+        weights = "" if entry["selection"] == "last" else f" {entry['selection']}"
+        marked = f"{entry['predictor']}{weights}{' (not a result)' if entry['selection'] == 'oracle' else ''}"
         table.add_row(
-            entry["predictor"], marked, entry["class"], _number(entry["dice"], 3), _range(entry["dice_interval"]),
-            _number(entry["iou"], 3), _number(entry["hd95"], 1), _number(entry["assd"], 2), str(entry["missed"]),
-            str(entry["spurious"]), str(entry["cases"]), style="bold" if entry["class"] == MEAN else None,
+            marked, entry["class"], _number(entry["dice"], 3), _range(entry["dice_interval"]), _number(entry["iou"], 3),
+            _number(entry["hd95"], 1), _number(entry["assd"], 2), str(entry["missed"]), str(entry["spurious"]),
+            style="bold" if entry["class"] == MEAN else None,
         )  # fmt: skip
     return table
 
@@ -161,4 +145,4 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _range(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+    return "" if interval is None else f"{interval[0]:.3f}–{interval[1]:.3f}"
