@@ -17,7 +17,7 @@ from torch import Tensor
 from labeleff import registry
 from labeleff.batch import derive_seed
 from labeleff.learner import Learner, make_optimiser
-from labeleff.prepared import Prepared, describe, prepare
+from labeleff.prepared import Prepared, describe, device_of, prepare
 from labeleff.recipe import Recipe, Stage
 from labeleff.runlog import console
 from labeleff.runner import resolve
@@ -40,11 +40,11 @@ def check(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Any]:
         data = prepare(recipe, Path(folder), cache=cache)
         stages = [("baseline", i, s) for i, s in enumerate(recipe.baseline)]
         stages += [("stages", i, s) for i, s in enumerate(recipe.stages)]
-        device = _device(recipe)
+        device = device_of(recipe)
         seconds = {
             f"{part}.{i} {s.strategy.name}": (_step_seconds(data, s, i, device), s.steps) for part, i, s in stages
         }
-        evaluation = _case_seconds(data, device) * len(data.split.test) * (2 if recipe.baseline else 1)
+        evaluation = _case_seconds(data) * len(data.split.test) * (2 if recipe.baseline else 1)
     total = sum(one * steps for one, steps in seconds.values()) + evaluation
     unit = 1 if sys.platform == "darwin" else 1024
     result = {
@@ -57,11 +57,6 @@ def check(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Any]:
     }
     _print(recipe, result, seconds)
     return result
-
-
-def _device(recipe: Recipe) -> torch.device:
-    wanted = recipe.trainer.accelerator
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _step_seconds(data: Prepared, stage: Stage, index: int, device: torch.device) -> float:
@@ -90,9 +85,9 @@ def _step_seconds(data: Prepared, stage: Stage, index: int, device: torch.device
     return statistics.median(times[1:]) if len(times) > 1 else times[0]
 
 
-def _case_seconds(data: Prepared, device: torch.device) -> float:
-    viewer = data.viewer(device)
-    network = data.backbone(0).to(device)
+def _case_seconds(data: Prepared) -> float:
+    network = data.backbone(0)
+    viewer = data.viewer(network)
     began = time.perf_counter()
     viewer.probabilities(network, data.split.test[0])
     return time.perf_counter() - began

@@ -155,8 +155,14 @@ class Prepared:
         )
         return make_loader(data, workers=self.recipe.trainer.workers)
 
-    def viewer(self, device: torch.device | None = None) -> Viewer:
-        """Return how whole cases are looked at."""
+    def viewer(self, *networks: nn.Module) -> Viewer:
+        """Return how whole cases are looked at, and move the networks that will look to the device of the run.
+
+        Lightning leaves them on the CPU after a fit, and takes them back for the next.
+        """
+        device = device_of(self.recipe)
+        for network in networks:
+            network.to(device)
         spec = self.recipe.evaluation
         return Viewer(
             self.store,
@@ -166,13 +172,19 @@ class Prepared:
             overlap=spec.overlap,
             window_batch=spec.window_batch,
             largest_component=spec.largest_component,
-            device=device or torch.device("cpu"),
+            device=device,
         )
 
     def evaluation_cases(self, role: str) -> list[Case]:
         """Return the cases of the validation or test part."""
         ids = self.split.validation if role == "validation" else self.split.test
         return [self.manifest.case(i) for i in ids]
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """Return where networks are evaluated: the GPU that the recipe lets training use, or the CPU."""
+    gpu = recipe.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def make_backbone(recipe: Recipe, task: Task, seed: int) -> nn.Module:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ def validate(
     dice = None
     if cases:
         name, network = next(iter(strategy.predictors(backbone).items()))
-        rows = evaluate({name: network}, cases, data.viewer(_device(network)), data.dataset.read_label)
+        rows = evaluate({name: network}, cases, data.viewer(network), data.dataset.read_label)
         dice = _mean_dice(list(rows))
     return {"stage": stage, "step": step, "dice": dice}
 
@@ -158,8 +157,7 @@ class Results:
             "selection": selection,
         }
         append_line(self.directory.folder / "test_openings.jsonl", opening)
-        device = _device(next(iter(networks.values())))
-        viewer = self.data.viewer(device)
+        viewer = self.data.viewer(*networks.values())
 
         def seen(case: Case, name: str, prediction: NDArray[np.uint8]) -> None:
             if name == keep:
@@ -269,7 +267,3 @@ def _mean_dice(rows: list[dict[str, Any]]) -> float | None:
         if not np.isnan(row["dice"]):
             by_class.setdefault(row["class"], []).append(row["dice"])
     return float(np.mean([np.mean(values) for values in by_class.values()])) if by_class else None
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next((p.device for p in network.parameters()), torch.device("cpu"))

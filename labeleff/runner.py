@@ -384,7 +384,7 @@ class Run:
 
     def _reviewed(self, network: nn.Module, annotator: Annotator) -> Iterator[Reviewed]:
         """Predict the annotator's cases one at a time. Only labels that somebody has given are shown."""
-        store, annotations, viewer = self.data.store, self.data.annotations, self.data.viewer()
+        store, annotations, viewer = self.data.store, self.data.annotations, self.data.viewer(network)
         for case in self.data.cases_of(annotator.role):
             yield Reviewed(
                 case=case,
