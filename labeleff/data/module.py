@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from labeleff.batch import IGNORE, Batch, Geometry
 from labeleff.data import augment as augmentation
 from labeleff.data.annotations import AnnotationStore
+from labeleff.data.parcel import Parcel
 from labeleff.data.sampling import Key, Sampler, Spot, StreamPlan
 from labeleff.data.store import ImageStore
 from labeleff.errors import RecipeError
@@ -165,7 +166,7 @@ def make_loader(data: StepData, *, workers: int = 0) -> DataLoader[dict[str, Bat
         batch_size=None,
         shuffle=False,
         num_workers=workers,
-        collate_fn=_as_is,
+        collate_fn=Parcel if workers else _as_is,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
     )

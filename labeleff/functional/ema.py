@@ -38,9 +38,12 @@ def ema_update_(average: nn.Module, model: nn.Module, decay: float, *, buffers: 
     if buffers == "keep":
         return
     followed = dict(model.named_buffers())
-    for name, buffer in average.named_buffers():
+    pairs = [(buffer, followed[name]) for name, buffer in average.named_buffers()]
+    floating = [pair for pair in pairs if pair[0].is_floating_point() and buffers == "average"]
+    if floating:
+        torch._foreach_lerp_([own for own, _ in floating], [other for _, other in floating], 1 - decay)
+    for own, other in pairs:
         if buffers == "copy":
-            buffer.copy_(followed[name])
-        else:
-            mean = decay * buffer.to(torch.float64) + (1 - decay) * followed[name].to(torch.float64)
-            buffer.copy_(mean.trunc() if not buffer.is_floating_point() else mean)
+            own.copy_(other)
+        elif not own.is_floating_point():
+            own.copy_((decay * own.double() + (1 - decay) * other.double()).trunc())

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
+import cc3d
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from labeleff.errors import ShapeError
+
+NEIGHBOURS: dict[int, tuple[Literal[4, 6, 8, 18, 26], ...]] = {2: (4, 8), 3: (6, 18, 26)}
+"""Neighbours of a voxel, by number of axes and by connectivity."""
 
 
 def hard_labels(logits: Tensor) -> Tensor:
@@ -19,11 +22,12 @@ def hard_labels(logits: Tensor) -> Tensor:
     The same as ``argmax(1)``, but class by class, which on the CPU is many times as fast.
     """
     best = logits[:, 0]
-    label = torch.zeros_like(best, dtype=torch.int64)
+    label = torch.zeros_like(best, dtype=torch.uint8 if logits.shape[1] <= 256 else torch.int64)
     for index in range(1, logits.shape[1]):
-        label = torch.where(logits[:, index] > best, index, label)
-        best = torch.maximum(best, logits[:, index])
-    return label
+        value = logits[:, index]
+        label = torch.maximum(label, (value > best).to(label.dtype) * index)
+        best = torch.maximum(best, value)
+    return label.long()
 
 
 def largest_components(
@@ -48,26 +52,28 @@ def largest_components(
         ShapeError: No spatial axis, a floating label, or a connectivity the number of axes does not have.
     """
     axes = label.ndim - 1
-    if axes < 1 or label.is_floating_point():
-        raise ShapeError(f"label must be an integer map [B, *S], not {label.dtype} of shape {tuple(label.shape)}")
+    if axes not in NEIGHBOURS or label.is_floating_point():
+        raise ShapeError(f"label must be an integer map [B, *S] in 2-D or 3-D, not {label.dtype} {tuple(label.shape)}")
     reach = axes if connectivity == "full" else int(connectivity)
     if not 1 <= reach <= axes:
         raise ShapeError(f"connectivity is {connectivity}; with {axes} axes it is 1 … {axes} or 'full'")
-    structure = ndimage.generate_binary_structure(axes, reach)
-    wanted = range(1, num_classes) if classes is None else sorted(set(classes) - {0})
-    # find_objects takes labels from 1 on and needs int; IGNORE voxels are hidden from it
-    maps = label.detach().cpu().numpy().astype(np.int32)
-    cleaned = maps.copy()
-    for source, kept in zip(maps, cleaned, strict=True):
-        boxes = ndimage.find_objects(np.where((source > 0) & (source < num_classes), source, 0), num_classes)
-        for index in wanted:
-            box = boxes[index - 1] if index <= len(boxes) else None
-            if box is None:
-                continue
-            present = source[box] == index
-            components, count = ndimage.label(present, structure)
-            if count > 1:
-                sizes = np.bincount(components.ravel())
-                sizes[0] = 0
-                kept[box][present & (components != sizes.argmax())] = 0
-    return torch.from_numpy(cleaned).to(device=label.device, dtype=label.dtype)
+    neighbours = NEIGHBOURS[axes][reach - 1]
+    maps = label.detach().cpu().numpy()
+    wanted = (maps > 0) & (maps < num_classes)
+    if classes is not None:
+        wanted &= np.isin(maps, list(classes))
+    sources = maps.astype(np.min_scalar_type(num_classes)) * wanted
+    cleaned = np.empty_like(maps)
+    for source, result in zip(sources, cleaned, strict=True):
+        components, count = cc3d.connected_components(source, connectivity=neighbours, return_N=True)
+        components = components.ravel()
+        owner, kept = np.zeros((2, count + 1), maps.dtype)
+        owner[components] = source.ravel()
+        sizes = np.bincount(components, minlength=count + 1)
+        for index in range(1, num_classes):
+            largest = np.where(owner == index, sizes, 0).argmax()  # 0, the background, where there is none
+            kept[largest] = owner[largest]
+        np.take(kept, components, out=result.reshape(-1))
+    if classes is not None or maps.max(initial=0) >= num_classes:
+        np.copyto(cleaned, maps, where=~wanted)
+    return torch.from_numpy(cleaned).to(label.device)

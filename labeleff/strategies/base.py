@@ -68,3 +68,9 @@ def fresh_copy(network: nn.Module, *, trainable: bool = False) -> nn.Module:
     for parameter in twin.parameters():
         parameter.requires_grad_(trainable)
     return twin
+
+
+def set_mode(network: nn.Module, *, training: bool) -> None:
+    """Call ``network.train(training)`` unless every module is in that mode already: looking is cheaper than setting."""
+    if any(module.training != training for module in network.modules()):
+        network.train(training)

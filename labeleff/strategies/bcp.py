@@ -14,7 +14,7 @@ from labeleff.functional.ema import BufferRule, ema_update_
 from labeleff.functional.losses import DiceForm
 from labeleff.functional.regions import hard_labels, largest_components
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, fresh_copy
+from labeleff.strategies.base import Strategy, fresh_copy, set_mode
 
 
 class Part(NamedTuple):
@@ -24,8 +24,12 @@ class Part(NamedTuple):
     target: Tensor  # [B, *S]
     weight: float
 
-    def rows(self, index: Tensor) -> Part:
-        """Return chosen rows."""
+    def rows(self, start: int, count: int) -> Part:
+        """Return ``count`` rows from ``start`` on, wrapping round; a view where they lie in a row."""
+        if start + count <= len(self.image):
+            rows = slice(start, start + count)
+            return Part(self.image[rows], self.target[rows], self.weight)
+        index = torch.arange(start, start + count) % len(self.image)
         return Part(self.image[index], self.target[index], self.weight)
 
 
@@ -101,8 +105,8 @@ class Bcp(Strategy):
 
     def set_modes(self, backbone: nn.Module) -> None:
         """Train the student; the teacher as asked for."""
-        backbone.train()
-        self.teacher.train(self.teacher_mode == "train")
+        set_mode(backbone, training=True)
+        set_mode(self.teacher, training=self.teacher_mode == "train")
 
     @torch.no_grad()
     def pseudo_labels(self, image: Tensor, valid: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ class Bcp(Strategy):
             given.image.shape[2:], self.ratio, generator=progress.generator("box"), reach_edge=self.reach_edge
         ).to(given.image.device)
         if unlabelled is None:
-            logits, loss = self._mixture(backbone, given, given.rows(_cycle(len(given.image), 1)), mask)
+            logits, loss = self._mixture(backbone, given, given.rows(1, len(given.image)), mask)
             return StepOutput({"inward": loss}, {"labelled": logits.detach()})
         guessed = self._guess(unlabelled)
         pairs = self._pairs(given, guessed)
@@ -131,8 +135,9 @@ class Bcp(Strategy):
             losses = [self._loss(share, *pair, mask) for share, pair in zip(shares, pairs, strict=True)]
         else:
             losses = [self._mixture(backbone, *pair, mask)[1] for pair in pairs]
-        foreground = (guessed.target > 0) & (guessed.target != IGNORE)
-        notes = {"pseudo_foreground": foreground.float().mean()}
+        padding = unlabelled.valid.numel() - torch.count_nonzero(unlabelled.valid)
+        foreground = torch.count_nonzero(guessed.target) - padding
+        notes = {"pseudo_foreground": foreground / guessed.target.numel()}
         return StepOutput(dict(zip(("inward", "outward"), losses, strict=True)), {}, notes)
 
     def _guess(self, unlabelled: Batch) -> Part:
@@ -149,20 +154,11 @@ class Bcp(Strategy):
         """Return (outer, inner) of the two mixtures. A stream that is shorter is used again from its start."""
         count = max(len(given.image), len(guessed.image))
         if self.pairing == "both":
-            known, asked = (
-                given.rows(_cycle(len(given.image), 0, count)),
-                guessed.rows(_cycle(len(guessed.image), 0, count)),
-            )
-            return [(known, asked), (asked, known.rows(_cycle(count, 1)))]
+            known, asked = given.rows(0, count), guessed.rows(0, count)
+            return [(known, asked), (asked, known.rows(1, count))]
         half = max(1, count // 2)
-        known_a, known_b = (
-            given.rows(_cycle(len(given.image), 0, half)),
-            given.rows(_cycle(len(given.image), half, half)),
-        )
-        asked_a, asked_b = (
-            guessed.rows(_cycle(len(guessed.image), 0, half)),
-            guessed.rows(_cycle(len(guessed.image), half, half)),
-        )
+        known_a, known_b = given.rows(0, half), given.rows(half, half)
+        asked_a, asked_b = guessed.rows(0, half), guessed.rows(half, half)
         if self.pairing == "acdc":
             return [(known_b, asked_b), (asked_a, known_a)]
         if self.pairing == "pancreas":
@@ -191,8 +187,3 @@ class Bcp(Strategy):
     def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
         """Return the student (the authors' choice) and the teacher."""
         return {"student": backbone, "teacher": self.teacher}
-
-
-def _cycle(length: int, start: int, count: int | None = None) -> Tensor:
-    """Return ``count`` (default: all) indices into ``length`` rows from ``start`` on, wrapping round."""
-    return torch.arange(start, start + (count or length)) % length

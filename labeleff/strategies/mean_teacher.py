@@ -16,7 +16,7 @@ from labeleff.functional.ema import BufferRule, ema_update_
 from labeleff.functional.losses import DiceForm, probability_mse, segmentation_loss
 from labeleff.functional.schedules import sigmoid_rampup
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, fresh_copy
+from labeleff.strategies.base import Strategy, fresh_copy, set_mode
 
 
 @register("strategy", "mean_teacher")
@@ -68,8 +68,8 @@ class MeanTeacher(Strategy):
 
     def set_modes(self, backbone: nn.Module) -> None:
         """Train the student; the teacher as asked for."""
-        backbone.train()
-        self.teacher.train(self.teacher_mode == "train")
+        set_mode(backbone, training=True)
+        set_mode(self.teacher, training=self.teacher_mode == "train")
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return ``supervised`` and ``consistency``. The student sees both streams in one pass."""

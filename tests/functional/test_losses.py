@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from labeleff.batch import IGNORE
+from labeleff.functional import losses
 from labeleff.functional.losses import one_hot, probability_mse, region_losses, segmentation_loss
 
 
@@ -61,3 +62,49 @@ def test_probability_mse_by_hand_and_in_padding():
     valid = torch.tensor([[[True, False]]])
     assert float(probability_mse(logits, target, valid)) == pytest.approx(0.25)
     assert float(probability_mse(logits, target, torch.zeros_like(valid))) == 0
+
+
+@pytest.mark.parametrize("dice", ["squared", "linear"])
+@pytest.mark.parametrize("block", [None, 64])
+def test_values_and_gradient_are_those_of_plain_sums_in_float64(monkeypatch, dice, block):
+    if block:
+        monkeypatch.setattr(losses, "CPU_BLOCK", block)
+        monkeypatch.setattr(losses, "SMALLEST_BLOCK", 7)
+    torch.manual_seed(2)
+    logits, label = torch.randn(3, 4, 5, 6, 7) * 3, torch.randint(4, (3, 5, 6, 7))
+    label[0, :2] = IGNORE
+    regions = torch.rand(3, 2, 5, 6, 7) * (label != IGNORE).unsqueeze(1)
+    regions[:, 1, 3:] = 0
+
+    mine = logits.clone().requires_grad_()
+    found = torch.cat(region_losses(mine, label, regions, dice=dice))
+    weights = torch.tensor([0.3, 1.1, 0.7, -0.4])
+    (found * weights).sum().backward()
+
+    exact = logits.double().requires_grad_()
+    p = exact.softmax(1)
+    expected = []
+    y = torch.stack([(label == k).double() for k in range(4)], 1)
+    for m in regions.double().unbind(1):
+        expected.append(-(p.log() * y).sum(1).mul(m).sum() / m.sum())
+    for m in regions.double().unbind(1):
+        m, space = m.unsqueeze(1), (2, 3, 4)
+        if dice == "linear":
+            score = (2 * (p * y * m).sum(space) + 1e-5) / (((p + y) * m).sum(space) + 1e-5)
+        else:
+            score = (2 * (p * y * m).sum((0, *space)) + 1e-10) / (((p * p + y) * m).sum((0, *space)) + 1e-10)
+        expected.append(1 - score.mean())
+    expected = torch.stack(expected)
+    (expected * weights).sum().backward()
+    assert torch.allclose(found, expected.float(), rtol=1e-5)
+    assert torch.allclose(mine.grad, exact.grad.float(), rtol=1e-4, atol=1e-8)
+
+
+def test_half_precision_sums_many_voxels():
+    logits, label = torch.zeros(1, 2, 400, 400), torch.zeros(1, 400, 400).long()
+    with torch.autocast("cpu", dtype=torch.float16):
+        value = segmentation_loss(logits.requires_grad_(), label)
+        value.backward()
+    dice = 1 - (2 * 0.5 / (0.25 + 1) + 0) / 2
+    assert float(value) == pytest.approx((math.log(2) + dice) / 2, rel=5e-5)
+    assert bool(logits.grad.isfinite().all())

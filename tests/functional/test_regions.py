@@ -36,8 +36,8 @@ def test_equal_to_skimage(shape, classes):
 
 
 def test_ties_go_to_the_first_in_raster_order_and_unknown_stays():
-    row = torch.tensor([[1, 0, 1, 0, IGNORE, 1, 0]])
-    assert largest_components(row, 2).tolist() == [[1, 0, 0, 0, IGNORE, 0, 0]]
+    row = torch.tensor([[[1, 0, 1, 0, IGNORE, 1, 0]]])
+    assert largest_components(row, 2).tolist() == [[[1, 0, 0, 0, IGNORE, 0, 0]]]
 
 
 def test_corners_join_only_when_asked():
@@ -47,15 +47,16 @@ def test_corners_join_only_when_asked():
 
 
 def test_chosen_classes_only_and_the_input_is_left_alone():
-    label = torch.tensor([[1, 0, 1, 1, 2, 0, 2]])
+    label = torch.tensor([[[1, 0, 1, 1, 2, 0, 2]]])
     kept = label.clone()
-    assert largest_components(label, 3, classes=[1]).tolist() == [[0, 0, 1, 1, 2, 0, 2]]
+    assert largest_components(label, 3, classes=[1]).tolist() == [[[0, 0, 1, 1, 2, 0, 2]]]
     assert torch.equal(label, kept)
     assert largest_components(label.to(torch.uint8), 3).dtype == torch.uint8
 
 
 @pytest.mark.parametrize(
-    ("label", "connectivity"), [(torch.zeros(3), 1), (torch.zeros(1, 3), 1), (torch.zeros(1, 3).long(), 2)]
+    ("label", "connectivity"),
+    [(torch.zeros(3), 1), (torch.zeros(1, 3, 3), 1), (torch.zeros(1, 3).long(), 1), (torch.zeros(1, 3, 3).long(), 3)],
 )
 def test_wrong_use_is_refused(label, connectivity):
     with pytest.raises(ShapeError):
