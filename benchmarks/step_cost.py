@@ -31,7 +31,7 @@ from labeleff.prepared import Prepared, prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.bcp import Bcp
 
-ROUNDS, WARM_UP, STEPS = 60, 200, 40
+ROUNDS, WARM_UP, STEPS = 80, 200, 40
 SHAPES = {"2-D": {"ndim": 2, "size": [96, 96], "batch": 16}, "3-D": {"ndim": 3, "size": [40, 48, 48], "batch": 4}}
 
 
