@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labeleff.errors import ShapeError
 
-NEIGHBOURS: dict[int, tuple[Literal[4, 6, 8, 18, 26], ...]] = {2: (4, 8), 3: (6, 18, 26)}
+NEIGHBOURS: dict[int, tuple[Literal[4, 6, 8, 18, 26], ...]] = {1: (4,), 2: (4, 8), 3: (6, 18, 26)}
 """Neighbours of a voxel, by number of axes and by connectivity."""
 
 
@@ -49,11 +49,13 @@ def largest_components(
         classes: Foreground classes to clean; None: all.
 
     Raises:
-        ShapeError: No spatial axis, a floating label, or a connectivity the number of axes does not have.
+        ShapeError: None or more than three spatial axes, a floating label, or a connectivity the number of axes does not have.
     """
     axes = label.ndim - 1
     if axes not in NEIGHBOURS or label.is_floating_point():
-        raise ShapeError(f"label must be an integer map [B, *S] in 2-D or 3-D, not {label.dtype} {tuple(label.shape)}")
+        raise ShapeError(
+            f"label must be an integer map [B, *S] of one to three axes, not {label.dtype} {tuple(label.shape)}"
+        )
     reach = axes if connectivity == "full" else int(connectivity)
     if not 1 <= reach <= axes:
         raise ShapeError(f"connectivity is {connectivity}; with {axes} axes it is 1 … {axes} or 'full'")
@@ -65,7 +67,8 @@ def largest_components(
     sources = maps.astype(np.min_scalar_type(num_classes)) * wanted
     cleaned = np.empty_like(maps)
     for source, result in zip(sources, cleaned, strict=True):
-        components, count = cc3d.connected_components(source, connectivity=neighbours, return_N=True)
+        grid = np.atleast_2d(source)  # cc3d knows no lines
+        components, count = cc3d.connected_components(grid, connectivity=neighbours, return_N=True)
         components = components.ravel()
         owner, kept = np.zeros((2, count + 1), maps.dtype)
         owner[components] = source.ravel()

@@ -22,7 +22,7 @@ def by_skimage(maps, classes, connectivity):
     return result
 
 
-@pytest.mark.parametrize("shape", [(20, 24), (10, 12, 11)])
+@pytest.mark.parametrize("shape", [(40,), (20, 24), (10, 12, 11)])
 @pytest.mark.parametrize("classes", [2, 4])
 def test_equal_to_skimage(shape, classes):
     generator = np.random.default_rng(len(shape))
@@ -56,7 +56,7 @@ def test_chosen_classes_only_and_the_input_is_left_alone():
 
 @pytest.mark.parametrize(
     ("label", "connectivity"),
-    [(torch.zeros(3), 1), (torch.zeros(1, 3, 3), 1), (torch.zeros(1, 3).long(), 1), (torch.zeros(1, 3, 3).long(), 3)],
+    [(torch.zeros(3), 1), (torch.zeros(1, 3, 3), 1), (torch.zeros(1, 3).long(), 2), (torch.zeros(1, 3, 3).long(), 3)],
 )
 def test_wrong_use_is_refused(label, connectivity):
     with pytest.raises(ShapeError):
