@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,14 +71,10 @@ def _reported(*, debug: bool) -> Iterator[None]:
 
 
 def _load_plugins(files: list[Path] | None) -> None:
-    """Import files named on the command line (a recipe can name none)."""
-    for path in files or []:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise RecipeError(f"--plugin {path}: no such Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+    if files:
+        from labeleff.plugins import load_plugins
+
+        load_plugins(files)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -74,6 +75,7 @@ class Learner(lightning.LightningModule):
         self.first_step, self.accumulate = first_step, accumulate
         self.optimiser_state = optimiser_state
         self.after_optimiser_step: list[StepHook] = []
+        self.images: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
 
     def progress(self, micro_batch: int) -> Progress:
@@ -94,7 +96,11 @@ class Learner(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor | None:
         """Return the sum of the strategy's losses, or None where nothing asks for a gradient."""
-        output = self.compute(batch, self.progress(batch_idx))
+        if batch_idx:
+            output = self.compute(batch, self.progress(batch_idx))
+        else:
+            with images_counted(type(self.backbone)) as self.images:
+                output = self.compute(batch, self.progress(batch_idx))
         for name, value in (output.losses | output.notes).items():
             previous = self._sums.get(name)
             self._sums[name] = value.detach() if previous is None else previous + value.detach()
@@ -134,6 +140,26 @@ class Learner(lightning.LightningModule):
         self._sums = {}
         for hook in self.after_optimiser_step:
             hook(progress.step + 1, means)
+
+
+@contextmanager
+def images_counted(kind: type[nn.Module]) -> Iterator[dict[str, int]]:
+    """Count the images that networks of one class see: what a method costs, whatever the machine.
+
+    Yields:
+        Images of forward passes ``with_gradient`` and ``without``.
+    """
+    counts = {"with_gradient": 0, "without": 0}
+
+    def seen(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+        if type(module) is kind and arguments and isinstance(arguments[0], Tensor):
+            counts["with_gradient" if torch.is_grad_enabled() else "without"] += len(arguments[0])
+
+    handle = nn.modules.module.register_module_forward_hook(seen)
+    try:
+        yield counts
+    finally:
+        handle.remove()
 
 
 def make_optimiser(spec: Optimiser, groups: list[dict[str, Any]], *, fused: bool = True) -> torch.optim.Optimizer:

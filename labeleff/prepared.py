@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader
 
 from labeleff import registry
 from labeleff.backbones.outputs import check_patch
-from labeleff.batch import Batch, Stream, Task
+from labeleff.batch import IGNORE, Batch, Stream, Task
 from labeleff.data.annotations import AnnotationStore
 from labeleff.data.audit import Audit, check_audit
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import Case, Manifest
 from labeleff.data.module import StepData, make_loader
 from labeleff.data.sampling import StreamPlan
-from labeleff.data.split import Split, make_split
+from labeleff.data.split import Split, evenly, make_split
 from labeleff.data.store import ImageStore
 from labeleff.errors import DataError, RecipeError, RunError, did_you_mean
 from labeleff.evaluation.evaluate import Viewer
@@ -120,9 +120,13 @@ class Prepared:
         batch = (bound.batch if bound is not None else None) or stage.batch
         if not cases:
             return None
-        return StreamPlan(
-            cases=cases, batch=batch, foreground=self.recipe.data.foreground if role == "labelled" else 0.0
-        )
+        if role != "labelled":
+            return StreamPlan(cases=cases, batch=batch)
+        count, axis = self.recipe.data.slices, self.slice_axis
+        some = None
+        if count is not None and axis is not None:
+            some = tuple(tuple(evenly(self.store.shape(case)[axis], count)) for case in cases)
+        return StreamPlan(cases=cases, batch=batch, foreground=self.recipe.data.foreground, slices=some)
 
     def loader(
         self,
@@ -227,6 +231,11 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         unlabelled=spec.unlabelled,
         evaluate_on=spec.evaluate_on,
         development=spec.development,
+        folds=recipe.evaluation.folds,
+        fold=recipe.evaluation.fold or 0,
+        foreign=spec.foreign,
+        contamination=spec.contamination,
+        slices=spec.slices,
     )
     ndim = spec.dimensions or manifest.axes
     if not 2 <= ndim <= manifest.axes or len(spec.patch) != ndim:
@@ -257,7 +266,16 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         split=split,
         audit=audit,
         store=store,
-        annotations=_annotations(folder / "annotations", dataset, manifest, split, store, write=write),
+        annotations=_annotations(
+            folder / "annotations",
+            dataset,
+            manifest,
+            split,
+            store,
+            slices=spec.slices,
+            slice_axis=spec.slice_axis,
+            write=write,
+        ),
         task=task,
         slice_axis=None
         if ndim == manifest.axes
@@ -282,14 +300,34 @@ def _write_split(folder: Path, split: Split, audit: Audit) -> None:
 
 
 def _annotations(
-    folder: Path, dataset: DataSet, manifest: Manifest, split: Split, store: ImageStore, *, write: bool
+    folder: Path,
+    dataset: DataSet,
+    manifest: Manifest,
+    split: Split,
+    store: ImageStore,
+    *,
+    slices: int | None,
+    slice_axis: int | None,
+    write: bool,
 ) -> AnnotationStore:
     """Open the run's labels, or make them from those of the labelled cases: no other label file is touched."""
     if (folder / "current").exists() or not write:
         return AnnotationStore.open(folder)
     shapes = {i: store.shape(i) for i in split.labelled + split.unlabelled}
     labels = ((i, on_grid(dataset.read_label(manifest.case(i)), store, i)) for i in split.labelled)
+    if slices is not None and manifest.axes == 3:
+        axis = manifest.slice_axis if slice_axis is None else slice_axis
+        labels = ((i, only_slices(label, axis, slices)) for i, label in labels)
     return AnnotationStore.create(folder, shapes, labels)
+
+
+def only_slices(label: NDArray[np.uint8], axis: int, count: int) -> NDArray[np.uint8]:
+    """Return a label of which only some slices, evenly spread along an axis, are known."""
+    kept = np.full_like(label, IGNORE)
+    window: list[Any] = [slice(None)] * label.ndim
+    window[axis] = evenly(label.shape[axis], count)
+    kept[tuple(window)] = label[tuple(window)]
+    return kept
 
 
 def on_grid(label: NDArray[np.uint8], store: ImageStore, case: str) -> NDArray[np.uint8]:

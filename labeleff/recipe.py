@@ -26,7 +26,10 @@ class Data:
         labelled: Budget: a number of patients, a fraction of them (below 1), ``all``, or ``first:N`` of the official list.
         draw: Which random draw of labelled patients; budgets are nested within a draw.
         validation: Patients taken out of the budget for validation, or ``official`` (added to it, and the result says so).
-        unlabelled: ``rest`` of the training list, ``none``, or a number of patients.
+        slices: Slices labelled per labelled patient, evenly spread, the rest unknown; null: all of them.
+        unlabelled: ``rest`` of the training list, ``none``, a number of patients, or ``5x``: five times the labelled ones.
+        foreign: Domain whose training patients are never labelled, and join the unlabelled ones only by ``contamination``.
+        contamination: Share of the unlabelled patients that are foreign, in place of as many others.
         evaluate_on: ``test``, or ``development``: a fixed part of the training list, never used for claims.
         development: Patients of the development part, cut from the end of the training list of a fixed shuffle.
         spacing: Resample to this voxel size, mm; null keeps the grid.
@@ -41,7 +44,10 @@ class Data:
     labelled: int | float | str = 4
     draw: int = 0
     validation: int | str = 0
+    slices: int | None = None
     unlabelled: int | str = "rest"
+    foreign: str = ""
+    contamination: float = 0.0
     evaluate_on: Literal["test", "development"] = "test"
     development: int = 0
     spacing: tuple[float, ...] | None = None
@@ -160,6 +166,8 @@ class Evaluation:
     """How the predictor is measured.
 
     Args:
+        folds: Without a test set: so many parts of the labelled patients, each tested once by a run on the others.
+        fold: Only this part; null: one run after the other, and their pooled result.
         every: Steps between validations (and snapshots for ``oracle``); 0: only at the end.
         overlap: Overlap of sliding windows, share of the patch.
         window_batch: Windows (or slices) per forward pass.
@@ -169,6 +177,8 @@ class Evaluation:
         pictures: Cases drawn: best, median and worst, or none.
     """
 
+    folds: int = 0
+    fold: int | None = None
     every: int = 0
     overlap: float = 0.5
     window_batch: int = 8

@@ -39,6 +39,23 @@ def recipe_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("methods/"))
 
 
+def method_names() -> list[str]:
+    """Return the names of the shipped methods: lists of stages that a sweep compares."""
+    return sorted(path.stem for path in (recipe_folder() / "methods").glob("*.yaml"))
+
+
+def read_plain(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plain values of a YAML file with overrides, references filled in.
+
+    Raises:
+        RecipeError: It is not readable, or holds more than plain values.
+    """
+    plain = _read(path)
+    for override in overrides:
+        _override(plain, override, path.parent)
+    return _resolved(plain)
+
+
 def find_recipe(source: str | Path) -> Path:
     """Return the file of a recipe given by path, or by the name of a shipped one.
 
@@ -119,7 +136,7 @@ def _method(reference: str, folder: Path | None) -> Any:
     for place in (folder, recipe_folder()):
         if place is not None and (path := place / f"{reference}.yaml").is_file():
             return _read(path).get("stages")
-    known = sorted(f"methods/{p.stem}" for p in (recipe_folder() / "methods").glob("*.yaml"))
+    known = [f"methods/{name}" for name in method_names()]
     raise RecipeError(f"stages: there is no {reference!r}.{did_you_mean(reference, known)} Known: {', '.join(known)}")
 
 
@@ -255,6 +272,18 @@ def _check_ranges(recipe: Recipe) -> None:
     need(data.spacing is None or min(data.spacing) > 0, "data.spacing", data.spacing, "lengths in mm")
     need(data.dimensions in (None, 2, 3), "data.dimensions", data.dimensions, "2 or 3")
     need(data.development >= 0, "data.development", data.development, "a number of patients")
+    need(data.slices is None or data.slices >= 1, "data.slices", data.slices, "at least 1 slice per patient")
+    need(0 <= data.contamination < 1, "data.contamination", data.contamination, "a share in [0, 1)")
+    if data.contamination and not data.foreign:
+        raise RecipeError("data.contamination: name the domain that the foreign patients come from as data.foreign")
+    need(evaluation.folds == 0 or evaluation.folds >= 2, "evaluation.folds", evaluation.folds, "0 (none) or at least 2")
+    if evaluation.fold is not None:
+        need(
+            0 <= evaluation.fold < evaluation.folds,
+            "evaluation.fold",
+            evaluation.fold,
+            "one of 0 … evaluation.folds - 1",
+        )
     counted = isinstance(data.labelled, int | float)
     need(not counted or float(data.labelled) > 0, "data.labelled", data.labelled, "at least one patient")
     for key in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every"):

@@ -19,7 +19,7 @@ from labeleff import __version__, registry
 from labeleff.data.manifest import Case
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.tables import rich_comparison, rich_table, summarise, write_cases_csv
-from labeleff.files import append_line, write_atomically, write_json
+from labeleff.files import append_line, file_digest, write_atomically, write_json
 from labeleff.prepared import Prepared, describe
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
@@ -97,7 +97,12 @@ class Results:
     log: RunLog
 
     def finish(
-        self, backbone: nn.Module, strategy: Strategy, history: list[dict[str, Any]], seconds: float
+        self,
+        backbone: nn.Module,
+        strategy: Strategy,
+        history: list[dict[str, Any]],
+        seconds: float,
+        images: list[dict[str, int]],
     ) -> dict[str, Any]:
         """Evaluate, write ``cases.csv``, pictures, the predictor and ``summary.json``, and return the summary."""
         last = len(self.recipe.stages) - 1
@@ -130,6 +135,9 @@ class Results:
             "validation": history,
             "results": summarise(rows),
             "training_seconds": round(seconds, 1),
+            "images_per_step": images,
+            "parameters": sum(p.numel() for p in backbone.parameters()),
+            "cases_sha256": file_digest(self.directory.folder / "cases.csv"),
         }
         write_json(self.directory.summary, summary)
         self.log.close()

@@ -23,6 +23,7 @@ from labeleff.annotators.base import Annotator
 from labeleff.batch import Progress, derive_seed
 from labeleff.edits import Edit, Question, Reviewed
 from labeleff.errors import RecipeError, RunError
+from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
 from labeleff.prepared import Prepared, prepare
 from labeleff.recipe import Recipe, Stage
@@ -55,6 +56,12 @@ def run(
         Interrupted: SIGTERM or SIGINT arrived; a checkpoint was written.
     """
     folder = Path(folder)
+    if recipe.evaluation.folds and recipe.evaluation.fold is None:
+        parts = [
+            run(one_fold(recipe, fold), fold_folder(folder, fold), fresh=fresh, extend=extend, cache=cache)
+            for fold in range(recipe.evaluation.folds)
+        ]
+        return pool_folds(recipe, folder, parts)
     if not recipe.baseline:
         return _run_one(recipe, folder, fresh=fresh, extend=extend, cache=cache)
     main = replace(recipe, baseline=())
@@ -164,6 +171,7 @@ class Run:
         self.revision = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.images: list[dict[str, int]] = [{} for _ in recipe.stages]
 
     # -- stages ---------------------------------------------------------------------------------------------------------
 
@@ -177,6 +185,7 @@ class Run:
             console().print(f"resuming {self.recipe.name} at stage {state['stage']}, step {state['step']}")
             first = state["stage"]
             self.history, self.revision, self.seconds = state["history"], state["revision"], state["seconds"]
+            self.images = state["images"]
             self.data.annotations.discard_after(self.revision)
             self.log.rewind(state["stage"], state["step"])
         else:
@@ -188,7 +197,7 @@ class Run:
         if process_rank():
             return {}
         results = Results(self.recipe, self.directory, self.data, self.log)
-        return results.finish(self.backbone, strategy, self.history, self.seconds)
+        return results.finish(self.backbone, strategy, self.history, self.seconds, self.images)
 
     def _stage(
         self, index: int, previous: Strategy | None, moments: Any, state: Mapping[str, Any] | None
@@ -265,6 +274,7 @@ class Run:
             )
             trainer, asked = self._fit(learner, end, scaler)
             optimiser, step = _state_of(trainer.optimizers[0]), end
+            self.images[index] = learner.images
             scaler = trainer.precision_plugin.state_dict() or None
             every = self.recipe.evaluation.every
             if every and end % every == 0:
@@ -348,6 +358,7 @@ class Run:
                 "revision": self.revision,
                 "history": self.history,
                 "seconds": self.seconds,
+                "images": self.images,
                 "backbone": self.backbone.state_dict(),
                 "strategy": learner.strategy.state_dict(),
                 "annotator": learner.annotator.state_dict() if learner.annotator is not None else {},

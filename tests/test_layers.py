@@ -7,11 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "labeleff"
 LAYERS = {
-    1: ("errors", "files", "batch", "edits", "registry", "functional"),
-    2: ("data", "backbones", "evaluation", "report"),
+    1: ("errors", "files", "batch", "edits", "registry", "plugins", "functional"),
+    2: ("data", "backbones", "evaluation"),
     3: ("strategies", "annotators"),
     4: ("recipe", "convert", "recipe_io", "learner", "testing", "index"),
-    5: ("rundir", "runlog", "signals", "prepared", "results", "runner", "checking"),
+    5: ("rundir", "runlog", "signals", "prepared", "results", "folds", "runner", "checking", "report", "sweep"),
     6: ("cli", "__main__", "__init__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
@@ -48,7 +48,7 @@ def test_imports_go_downwards(name):
         ("pytorch_lightning", {"learner", "runner"}),
         ("omegaconf", {"recipe_io"}),
         ("typer", {"cli"}),
-        ("monai", {"backbones.monai", "evaluation.inference", "evaluation.metrics"}),
+        ("monai", {"backbones.monai", "evaluation.inference", "evaluation.metrics", "sweep.preload"}),
     ],
 )
 def test_libraries_stay_where_they_belong(library, allowed):

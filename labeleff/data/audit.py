@@ -38,6 +38,8 @@ def audit(manifest: Manifest, split: Split, *, contents: Mapping[str, str]) -> A
     leaks: list[str] = []
     warnings: list[str] = []
     for (one, first), (two, second) in combinations(roles.items(), 2):
+        if (one, two) == ("labelled", "unlabelled"):
+            continue  # some slices of a patient may be labelled and others not
         patients = {manifest.case(i).patient: i for i in first}
         for other in second:
             if (mine := patients.get(manifest.case(other).patient)) is not None:

@@ -23,11 +23,13 @@ class StreamPlan:
         cases: Whose samples.
         batch: Samples per optimiser step, over all processes and micro-batches.
         foreground: Share of samples centred on a labelled foreground voxel.
+        slices: Where volumes are seen slice by slice, the slices of every case that are labelled; None: all.
     """
 
     cases: tuple[str, ...]
     batch: int
     foreground: float = 0.0
+    slices: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Sampler:
         self.plan, self.shapes, self.slice_axis = plan, shapes, slice_axis
         self.size = patch if slice_axis is None else (*patch[:slice_axis], 1, *patch[slice_axis:])
         counts = [1 if slice_axis is None else shape[slice_axis] for shape in shapes]
+        if plan.slices is not None:
+            counts = [len(own) for own in plan.slices]
         self._ends = np.cumsum(counts)
 
     def spot(self, key: Key, foreground: Foreground) -> Spot:
@@ -94,7 +98,8 @@ class Sampler:
         generator = key.generator("origin")
         origin = [_uniform(generator, n, size) for n, size in zip(shape, self.size, strict=True)]
         if self.slice_axis is not None:
-            origin[self.slice_axis] = item - (int(self._ends[number - 1]) if number else 0)
+            index = item - (int(self._ends[number - 1]) if number else 0)
+            origin[self.slice_axis] = index if self.plan.slices is None else self.plan.slices[number][index]
         if self.plan.foreground and generator.random() < self.plan.foreground:
             classes = foreground(case)
             if classes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -48,6 +49,11 @@ def make_split(
     unlabelled: int | str = "rest",
     evaluate_on: Literal["test", "development"] = "test",
     development: int = 0,
+    folds: int = 0,
+    fold: int = 0,
+    foreign: str = "",
+    contamination: float = 0.0,
+    slices: int | None = None,
 ) -> Split:
     """Return the roles of all cases that a run uses.
 
@@ -57,15 +63,24 @@ def make_split(
             of the official list.
         draw: Seed of the order in which patients are labelled. Budgets of one draw are nested.
         validation: Patients taken out of the budget, or ``official``: the publishers' validation list, said in a note.
-        unlabelled: ``rest`` of the training patients, ``none``, or a number of them.
+        unlabelled: ``rest`` of the training patients, ``none``, a number of them, or ``5x``: five times the budget.
         evaluate_on: ``test``, or ``development``: patients cut from the training list, so that settings can be chosen
             without the test list. The cut depends on the data set alone, and is made only then.
         development: How many patients that part has.
+        folds: Deal the labelled patients out to this many parts and test on one of them, in place of a test list. The
+            parts depend on the data set alone; everything else is drawn from the other parts.
+        fold: Which part is tested.
+        foreign: Domain whose training patients are never labelled.
+        contamination: Share of the unlabelled patients taken from that domain, in place of as many others.
+        slices: In a 2-D data set, images labelled per labelled patient, evenly spread; the patient's others are unlabelled.
 
     Raises:
         SplitError: The budget cannot be met.
     """
-    pool = list(manifest.patients("train"))
+    strangers = _foreign(manifest, foreign)
+    pool = [p for p in manifest.patients("train") if p not in set(strangers)]
+    tested = _fold(manifest, pool, folds, fold) if folds else []
+    pool = [p for p in pool if p not in set(tested)]
     held_out = _development(manifest, pool, development) if evaluate_on == "development" else []
     training = [p for p in pool if p not in set(held_out)]
     order = _order(manifest, training, labelled, draw)
@@ -92,14 +107,27 @@ def make_split(
     if evaluate_on == "development":
         test = [case.id for case in manifest.of_role("train") if case.patient in set(held_out)]
         notes.append(f"evaluated on {len(held_out)} development patients cut from the training list; not a test result")
+    elif folds:
+        test = _ids(manifest.of_role("train"), tested)
+        notes.append(
+            f"fold {fold + 1} of {folds}: tested on {len(tested)} patients of the training list, trained on the others"
+        )
     else:
         test = [case.id for case in manifest.of_role("test")]
     _check_labels(manifest, test)
     others = [p for p in order if p not in set(chosen) | set(validating)]
-    unlabelled_ids = _unlabelled(manifest, others, unlabelled)
+    wanted = _unlabelled(others, unlabelled, count)
+    if contamination:
+        wanted = _contaminated(wanted, strangers, contamination, draw)
+        notes.append(f"{contamination:.0%} of the unlabelled patients are of the domain {foreign!r}")
+    labelled_ids = _ids(manifest.of_role("train"), chosen)
+    if slices is not None and manifest.axes == 2:
+        labelled_ids = _some_images(manifest, labelled_ids, slices)
+        wanted = [*wanted, *(chosen if unlabelled != "none" else [])]
+    known = set(labelled_ids)
     return Split(
-        labelled=tuple(_ids(manifest.of_role("train"), chosen)),
-        unlabelled=tuple(unlabelled_ids),
+        labelled=tuple(labelled_ids),
+        unlabelled=tuple(i for i in _ids(manifest.of_role("train"), wanted) if i not in known),
         validation=tuple(validation_cases),
         test=tuple(test),
         draw=draw,
@@ -176,16 +204,65 @@ def _count(manifest: Manifest, training: list[str], order: list[str], labelled: 
     return count
 
 
-def _unlabelled(manifest: Manifest, others: list[str], unlabelled: int | str) -> list[str]:
-    if unlabelled == "none":
+def _unlabelled(others: list[str], unlabelled: int | str, budget: int) -> list[str]:
+    text = str(unlabelled)
+    if text == "rest":
+        return others
+    if not re.fullmatch(r"none|\d+|\d+x", text):
+        raise SplitError(f"data.unlabelled is {text!r}; give rest, none, a number of patients, or 5x")
+    number = 0 if text == "none" else int(text[:-1]) * budget if text.endswith("x") else int(text)
+    if number > len(others):
+        raise SplitError(f"data.unlabelled asks for {number} patients; {len(others)} are left beside the budget")
+    return others[:number]
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """Return ``count`` positions spread evenly over 0 … length - 1, all of them where there are no more."""
+    return [int((i + 0.5) * length / count) for i in range(count)] if count < length else list(range(length))
+
+
+def _some_images(manifest: Manifest, ids: list[str], count: int) -> list[str]:
+    by_patient: dict[str, list[str]] = {}
+    for name in ids:
+        by_patient.setdefault(manifest.case(name).patient, []).append(name)
+    kept = {own[i] for own in by_patient.values() for i in evenly(len(own), count)}
+    return [name for name in ids if name in kept]
+
+
+def _foreign(manifest: Manifest, domain: str) -> list[str]:
+    if not domain:
         return []
-    wanted = others
-    if unlabelled != "rest":
-        number = int(unlabelled)
-        if not 0 <= number <= len(others):
-            raise SplitError(f"data.unlabelled asks for {number} patients; {len(others)} are left beside the budget")
-        wanted = others[:number]
-    return _ids(manifest.of_role("train"), wanted)
+    found = list(dict.fromkeys(case.patient for case in manifest.of_role("train") if case.domain == domain))
+    if not found:
+        known = sorted({case.domain for case in manifest.of_role("train")})
+        raise SplitError(
+            f"data.foreign: {manifest.name} has no training patients of the domain {domain!r}; it has {known}"
+        )
+    return found
+
+
+def _contaminated(wanted: list[str], strangers: list[str], share: float, draw: int) -> list[str]:
+    """Return as many patients, a share of them strangers."""
+    number = round(share * len(wanted))
+    if number > len(strangers):
+        raise SplitError(
+            f"data.contamination asks for {number} foreign patients of {len(wanted)}; there are {len(strangers)}: "
+            "lower the share or data.unlabelled"
+        )
+    return wanted[: len(wanted) - number] + _shuffled(strangers, "foreign", draw)[:number]
+
+
+def _fold(manifest: Manifest, pool: list[str], folds: int, fold: int) -> list[str]:
+    """Return the patients of one part; a patient is tested only if all of its cases have labels."""
+    without = {case.patient for case in manifest.of_role("train") if case.label is None}
+    order = [p for p in _order(manifest, pool, "folds", 0) if p not in without]
+    if not 2 <= folds <= len(order):
+        raise SplitError(
+            f"evaluation.folds is {folds}; {manifest.name} has {len(order)} labelled training patients: give 2 … {len(order)}"
+        )
+    if not 0 <= fold < folds:
+        raise SplitError(f"evaluation.fold is {fold}; with {folds} folds it is 0 … {folds - 1}")
+    return order[fold::folds]
 
 
 def _check_labels(manifest: Manifest, test: list[str]) -> None:

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy import stats
 
+from labeleff.errors import DataError
 from labeleff.files import write_atomically
 
 METRICS = ("dice", "iou", "hd95", "assd")
@@ -35,6 +36,30 @@ def write_cases_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             {k: f"{v:.6f}" if isinstance(v, float) else int(v) if isinstance(v, bool) else v for k, v in row.items()}
         )
     write_atomically(path, buffer.getvalue())
+
+
+def read_cases_csv(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file that :func:`write_cases_csv` wrote.
+
+    Raises:
+        DataError: It is missing, or is not such a file.
+    """
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are {reader.fieldnames}")
+            return [_typed(row) for row in reader]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: no readable table of cases ({error})") from error
+
+
+def _typed(row: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = dict(row)
+    found.update({metric: float(row[metric]) for metric in METRICS})
+    found.update({count: bool(int(row[count])) for count in COUNTS})
+    found.update({size: int(row[size]) for size in COLUMNS[-2:]})
+    return found
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

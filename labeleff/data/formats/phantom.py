@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labeleff.data import phantom
+from labeleff.data import phantom, strangers
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import Case, Manifest, Role, Source
 from labeleff.registry import register
@@ -26,6 +27,8 @@ class Phantom(DataSet):
         slices: 2-D images per patient, evenly spread over the middle of the body.
         sites: Scanners; patients are dealt out to them in turn.
         seed: Seed of the population.
+        foreign: What further unlabelled training patients are, as many as there are others, of the domain ``foreign``:
+            ``site`` (an unknown scanner), ``absent`` (no organs) or ``anatomy`` (other organs in other places).
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Phantom(DataSet):
         slices: int = 4,
         sites: int = 1,
         seed: int = 2024,
+        foreign: Literal["none", "site", "absent", "anatomy"] = "none",
     ) -> None:
         if ndim not in (2, 3) or min(patients, test, slices, sites) < 1 or sites > len(phantom.SITES):
             raise ValueError(f"ndim is 2 or 3; patients, test, slices at least 1; sites 1 … {len(phantom.SITES)}")
@@ -45,7 +49,7 @@ class Phantom(DataSet):
         if len(self.size) != ndim or min(self.size) < 8:
             raise ValueError(f"size is {list(self.size)}; give {ndim} lengths of at least 8 voxels")
         self.patients, self.test, self.ndim, self.slices = patients, test, ndim, slices
-        self.sites, self.seed = sites, seed
+        self.sites, self.seed, self.foreign = sites, seed, foreign
 
     def manifest(self) -> Manifest:
         """Return the population: training patients first. Spacing is that of a field of view of 160 mm."""
@@ -58,18 +62,31 @@ class Phantom(DataSet):
                 source = Source(Path("phantom") / name)
                 site = f"site{number % self.sites}"
                 cases.append(Case(name, f"p{number:04d}", (source,), source, site, role, spacing))
-        return Manifest("phantom", tuple(cases), phantom.CLASSES, self.ndim)
+        return Manifest("phantom", (*cases, *self._strangers(spacing)), phantom.CLASSES, self.ndim)
+
+    def _strangers(self, spacing: tuple[float, ...]) -> Iterator[Case]:
+        """Yield the foreign patients: images without labels."""
+        for number in range(self.patients if self.foreign != "none" else 0):
+            for index in range(self.slices if self.ndim == 2 else 1):
+                name = f"f{number:04d}_s{index}" if self.ndim == 2 else f"f{number:04d}"
+                yield Case(name, f"f{number:04d}", (Source(Path("phantom") / name),), None, "foreign", "train", spacing)
 
     def _generate(self, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        number = int(case.patient[1:])
-        height = None
-        if self.ndim == 2:
-            index = int(case.id.rsplit("_s", 1)[1])
-            height = 0.45 * (2 * (index + 0.5) / self.slices - 1)
+        number, height = int(case.patient[1:]), self._height(case)
         return phantom.generate(self.seed, number, shape=self.size, site=number % self.sites, height=height)
+
+    def _height(self, case: Case) -> float | None:
+        """Return where a slice lies in its patient; None for a volume."""
+        if self.ndim == 3:
+            return None
+        index = int(case.id.rsplit("_s", 1)[1])
+        return 0.45 * (2 * (index + 0.5) / self.slices - 1)
 
     def read_image(self, case: Case) -> NDArray[Any]:
         """Return [1, *S] uint8."""
+        if case.domain == "foreign" and self.foreign != "none":
+            number, height = int(case.patient[1:]), self._height(case)
+            return strangers.generate(self.foreign, self.seed, number, shape=self.size, height=height)[None]
         return self._generate(case)[0][None]
 
     def read_label(self, case: Case) -> NDArray[np.uint8]:
@@ -78,5 +95,7 @@ class Phantom(DataSet):
 
     def fingerprint(self, case: Case) -> str:
         """Return everything the case is a function of."""
-        options = (self.ndim, self.size, self.slices, self.sites, self.seed)
+        options: tuple[Any, ...] = (self.ndim, self.size, self.slices, self.sites, self.seed)
+        if case.domain == "foreign":
+            options = (*options, self.foreign)
         return f"phantom|{phantom.GENERATOR_VERSION}|{options}|{case.id}"

@@ -1,0 +1,1 @@
+"""Many runs: methods, label budgets, draws and seeds on equal terms, on one machine or a cluster."""

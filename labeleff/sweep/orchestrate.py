@@ -1,0 +1,177 @@
+"""A sweep from its file to its folder: what is missing is run, what is there is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from labeleff import __version__
+from labeleff.errors import Interrupted, RunError
+from labeleff.files import write_json
+from labeleff.recipe_io import to_mapping
+from labeleff.rundir import environment
+from labeleff.runlog import console
+from labeleff.sweep.benchmark import Benchmark
+from labeleff.sweep.collect import plan_file, plan_of, run_folder, unfinished
+from labeleff.sweep.grid import Grid, Job, expand
+from labeleff.sweep.tuning import tune
+from labeleff.sweep.worker import Outcome, Task
+
+
+class Engine(Protocol):
+    """What runs tasks somewhere."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Yield an outcome for every task, as runs end."""
+        ...
+
+
+def sweep(
+    benchmark: Benchmark,
+    folder: Path,
+    engine: Engine,
+    *,
+    cache: Path | None = None,
+    plugins: Sequence[Path] = (),
+) -> Grid:
+    """Run what a sweep's folder lacks, and write its plan.
+
+    Args:
+        benchmark: What is compared.
+        folder: The sweep's directory: ``plan.json``, ``runs/``, ``logs/``, and ``tuning.json`` where there is tuning.
+        engine: Where runs are executed.
+        cache: Where prepared images are kept.
+        plugins: Python files that every run loads.
+
+    Raises:
+        RunError: Runs failed; every one is named, and all others are whole.
+        Interrupted: A signal arrived; runs in progress wrote checkpoints.
+    """
+    with _locked(folder), _signals():
+        chosen: Mapping[str, Sequence[str]] = {}
+        if benchmark.tuning is not None:
+            chosen = tune(benchmark, folder, lambda jobs, place: _execute(jobs, place, engine, cache, plugins))
+        grid = expand(benchmark, chosen)
+        write_plan(benchmark, folder, grid, chosen)
+        failed = _execute(grid.jobs, folder, engine, cache, plugins)
+    if failed:
+        lines = "\n  ".join(f"{outcome.name}: {outcome.error}" for outcome in failed)
+        raise RunError(
+            f"{len(failed)} of {len(grid.jobs)} runs failed; the others are whole, and the same command tries these again:"
+            f"\n  {lines}"
+        )
+    return grid
+
+
+def write_plan(benchmark: Benchmark, folder: Path, grid: Grid, chosen: Mapping[str, Sequence[str]]) -> None:
+    """Write ``plan.json``: the benchmark, its runs, the terms on which methods differ, versions and machine."""
+    write_json(
+        plan_file(folder),
+        {
+            "name": benchmark.name,
+            "baseline": benchmark.baseline,
+            "benchmark": asdict(benchmark),
+            "deviations": list(grid.deviations),
+            "tuned": {key: list(value) for key, value in chosen.items()},
+            "labeleff": __version__,
+            "environment": environment(),
+            "jobs": plan_of(grid.jobs),
+        },
+    )
+
+
+def _execute(
+    jobs: Sequence[Job], folder: Path, engine: Engine, cache: Path | None, plugins: Sequence[Path]
+) -> list[Outcome]:
+    """Run the jobs that have no whole result yet, and return those that failed."""
+    missing = []
+    for job in jobs:
+        reason = unfinished(run_folder(folder, job.name))
+        if reason:
+            if reason.startswith("corrupt"):
+                console().print(f"{job.name}: {reason}; it is evaluated again")
+                (run_folder(folder, job.name) / "summary.json").unlink(missing_ok=True)
+            missing.append(job)
+    done = len(jobs) - len(missing)
+    console().print(f"{folder}: {len(jobs)} runs, {done} there already, {len(missing)} to do")
+    tasks = [
+        Task(
+            job.name,
+            to_mapping(job.recipe),
+            run_folder(folder, job.name).resolve(),
+            (folder / "logs" / f"{job.name}.log").resolve(),
+            cache,
+            tuple(path.resolve() for path in plugins),
+        )
+        for job in missing
+    ]
+    failed: list[Outcome] = []
+    with _progress(len(jobs), done) as advance, contextlib.closing(engine.run(tasks)) as outcomes:  # type: ignore[type-var]
+        for number, outcome in enumerate(outcomes, done + 1):
+            how = f"failed: {outcome.error}" if outcome.error else f"{outcome.seconds:.0f} s"
+            advance(f"[{number}/{len(jobs)}] {outcome.name}: {how}")
+            if outcome.error:
+                failed.append(outcome)
+    return failed
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[str], None]]:
+    """Show a bar where somebody looks, and a line per run."""
+    if not console().is_terminal:
+        yield console().print
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console()) as bar:
+        task = bar.add_task("runs", total=total, completed=done)
+
+        def advance(line: str) -> None:
+            bar.console.print(line)
+            bar.advance(task)
+
+        yield advance
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"{folder}: another sweep is at work in this folder; give another --folder") from error
+        yield
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into :class:`Interrupted`, so that engines end their runs in order."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        for caught in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(caught, signal.SIG_IGN)
+        raise Interrupted(
+            f"{signal.Signals(number).name}: runs in progress wrote a checkpoint; the same command goes on"
+        )
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def default_workers(benchmark_threads: int, gpus: int) -> int:
+    """Return how many runs go at a time: one per GPU, or as many as the cores hold at the threads a run asks for."""
+    return gpus or max(1, (os.cpu_count() or 1) // max(1, benchmark_threads))
