@@ -220,13 +220,11 @@ def _check(found: Benchmark) -> None:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise RecipeError(f"{name!r} becomes part of folder names; use letters, digits, '_', '-' and '.'")
     _known(found, "baseline", [found.baseline])
-    if not found.labelled or not found.draws or found.seeds < 1:
-        raise RecipeError("labelled, draws, seeds: at least one of each is needed")
+    if not found.labelled or not found.draws or found.seeds < 1 or (found.steps is not None and found.steps < 1):
+        raise RecipeError("labelled, draws, seeds, steps: at least one of each is needed")
     for key, values in (("draws", found.draws), ("labelled", tuple(map(str, found.labelled)))):
         if len(set(values)) < len(values):
             raise RecipeError(f"{key}: {list(values)} names the same one twice")
-    if found.steps is not None and found.steps < 1:
-        raise RecipeError(f"steps: {found.steps} is out of range; at least 1")
     for axis in found.axes:
         _known(found, f"axes: {axis.key}", axis.methods)
         if not axis.values:

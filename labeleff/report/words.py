@@ -1,0 +1,145 @@
+"""Numbers in words: verdicts that claim no more than the design allows, and the answer in two sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from labeleff.evaluation.statistics import FEWEST_DRAWS
+
+Row = Mapping[str, Any]
+LEVEL = 0.05
+ENOUGH = 0.95
+"""Share of the score with all labels that counts as having got there."""
+
+
+def verdict(row: Row, *, lower_is_better: bool = False) -> str:
+    """Return what a paired difference allows one to say: gain, loss, or no evidence of either.
+
+    A difference counts where its interval excludes 0 and, from six draws on, the p value adjusted after Holm is below 0.05.
+    """
+    if row["low"] is None:
+        return "one draw: no interval"
+    better = -row["difference"] if lower_is_better else row["difference"]
+    counts = not row["low"] <= 0 <= row["high"] and (row["p_holm"] is None or row["p_holm"] < LEVEL)
+    few = "" if row["draws"] >= FEWEST_DRAWS else "; too few draws for a test"
+    if not counts:
+        return f"no evidence of a gain{few}"
+    return f"{'gain' if better > 0 else 'loss'} by the interval{few}" if few else ("gain" if better > 0 else "loss")
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """Return a number for the page; a dash for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def between(row: Row, *, signed: bool = False, digits: int = 3) -> str:
+    """Return the interval of a row, or an empty string."""
+    if row["low"] is None:
+        return ""
+    return f"[{number(row['low'], digits, signed=signed)}, {number(row['high'], digits, signed=signed)}]"
+
+
+def labels_word(row: Row) -> str:
+    """Return ``4 labelled patients``."""
+    return f"{row['labels']} labelled patient{'s' if row['labels'] != 1 else ''}"
+
+
+def answer(dataset: str, baseline: str, tables: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
+    """Return two sentences: does any method help, and how many labels are needed."""
+    primary = [
+        row
+        for row in tables["differences"]
+        if row["dataset"] == dataset and (row["class"], row["metric"]) == ("mean", "dice")
+    ]
+    curve = sorted(
+        (
+            row
+            for row in tables["curves"]
+            if row["dataset"] == dataset
+            and row["method"] == baseline
+            and (row["class"], row["metric"]) == ("mean", "dice")
+        ),
+        key=lambda row: int(row["labels"]),
+    )
+    return (_does_it_help(baseline, primary), _how_many(baseline, curve, primary, tables["savings"], dataset))
+
+
+def _said(row: Row) -> str:
+    draws = f"{row['draws']} draw{'s' if row['draws'] != 1 else ''}"
+    test = f", p = {row['p_holm']:.2g} after Holm" if row["p_holm"] is not None else ""
+    return f"{number(row['difference'], signed=True)} Dice {between(row, signed=True)}, {draws}{test}".replace(
+        " ,", ","
+    )
+
+
+def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
+    if not rows:
+        return f"Only {baseline} was run, so nothing is compared."
+    gains = [row for row in rows if row["verdict"].startswith("gain")]
+    losses = [row for row in rows if row["verdict"].startswith("loss")]
+    few = all(row["draws"] < FEWEST_DRAWS for row in rows)
+    tail = " There are too few draws for a test." if few else ""
+    if gains:
+        best = max(gains, key=lambda row: row["difference"])
+        rest = (
+            f", and {len(gains) - 1} further comparison{'s' if len(gains) > 2 else ''} of {len(rows)} show a gain"
+            * (len(gains) > 1)
+        )
+        said = f"With {labels_word(best)}, {best['method']} gains over {best['baseline']} ({_said(best)}){rest}"
+    elif any(row["low"] is not None for row in rows):
+        best = max(rows, key=lambda row: row["difference"])
+        said = (
+            f"No evidence of a gain over {baseline} for any method at any budget (the largest difference is that of {best['method']} "
+            f"with {labels_word(best)}, {_said(best)})"
+        )
+    else:
+        said = "There is one draw only: no interval can be given, and nothing is claimed"
+    if losses:
+        worst = min(losses, key=lambda row: row["difference"])
+        said += f"; {worst['method']} loses with {labels_word(worst)} ({_said(worst)})"
+    return f"{said}.{tail}"
+
+
+def _how_many(
+    baseline: str, curve: Sequence[Row], differences: Sequence[Row], savings: Sequence[Row], dataset: str
+) -> str:
+    if len(curve) < 2:
+        return "Only one budget was run, so nothing can be said about how many labels are needed."
+    full = curve[-1]
+    gains = [row for row in differences if row["verdict"].startswith("gain")]
+    said = ""
+    if gains:
+        best = max(gains, key=lambda row: row["difference"])
+        found = next(
+            (
+                r
+                for r in savings
+                if (r["dataset"], r["method"], r["labels"]) == (dataset, best["method"], best["labels"])
+            ),
+            None,
+        )
+        said = _saved(found, baseline) if found is not None else ""
+    enough = next(row for row in curve if row["mean"] >= ENOUGH * full["mean"])
+    reach = (
+        f"{baseline} reaches {number(full['mean'])} Dice {between(full)} with {labels_word(full)}, and "
+        f"{100 * ENOUGH:.0f} % of that with {enough['labels']}"
+        if enough["labels"] < full["labels"]
+        else f"{baseline} reaches {number(full['mean'])} Dice {between(full)} with {labels_word(full)}, "
+        f"and less than {100 * ENOUGH:.0f} % of that with fewer"
+    )
+    return f"{said}{'; ' if said else ''}{reach}.".replace(" , ", ", ").strip()
+
+
+def _saved(row: Row, baseline: str) -> str:
+    if row["censored"] == "above":
+        return f"for that score {baseline} needs at least {number(row['limit'], 1)} times as many labels: it did not get there"
+    if row["censored"] == "below":
+        return f"{baseline} is there already with its smallest budget"
+    interval = f" (95 %: {number(row['low'], 1)} to {number(row['high'], 1)})" if row["low"] is not None else ""
+    return f"for that score {baseline} needs {number(row['factor'], 1)} times as many labels{interval}"
