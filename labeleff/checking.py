@@ -29,6 +29,17 @@ TIMED_STEPS = 4
 def check(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Any]:
     """Check a recipe against its data and this machine; print and return what a run would cost.
 
+    Raises:
+        LabeleffError: The run could not start.
+    """
+    result = estimate(recipe, cache=cache)
+    _print(recipe, result)
+    return result
+
+
+def estimate(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Any]:
+    """Return what a run would cost, from a few timed steps of every stage.
+
     The steps are timed on the CPU or on the GPU that the recipe asks for. Test labels are not opened.
 
     Raises:
@@ -47,16 +58,15 @@ def check(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Any]:
         evaluation = _case_seconds(data) * len(data.split.test) * (2 if recipe.baseline else 1)
     total = sum(one * steps for one, steps in seconds.values()) + evaluation
     unit = 1 if sys.platform == "darwin" else 1024
-    result = {
+    return {
         **describe(data),
         "seconds_per_step": {name: one for name, (one, _) in seconds.items()},
+        "steps": {name: steps for name, (_, steps) in seconds.items()},
         "evaluation_seconds": evaluation,
         "total_seconds": total,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "device": str(device),
     }
-    _print(recipe, result, seconds)
-    return result
 
 
 def _step_seconds(data: Prepared, stage: Stage, index: int, device: torch.device) -> float:
@@ -93,7 +103,7 @@ def _case_seconds(data: Prepared) -> float:
     return time.perf_counter() - began
 
 
-def _print(recipe: Recipe, result: dict[str, Any], seconds: dict[str, tuple[float, int]]) -> None:
+def _print(recipe: Recipe, result: dict[str, Any]) -> None:
     out = console()
     out.print(
         f"[bold]{recipe.name}[/]: {result['dataset']}, classes {', '.join(result['classes'])}, split {result['split']}"
@@ -103,7 +113,8 @@ def _print(recipe: Recipe, result: dict[str, Any], seconds: dict[str, tuple[floa
         f"{result['validation_patients']} validation, {result['test_patients']} evaluated on ({result['evaluated_on']})"
     )
     table = Table("stage", "steps", "s / step", "minutes", box=None, pad_edge=False)
-    for name, (one, steps) in seconds.items():
+    for name, one in result["seconds_per_step"].items():
+        steps = result["steps"][name]
         table.add_row(name, str(steps), f"{one:.3f}", f"{one * steps / 60:.1f}")
     table.add_row("evaluation", "", "", f"{result['evaluation_seconds'] / 60:.1f}")
     out.print(table)

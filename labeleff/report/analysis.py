@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from labeleff.evaluation import statistics
 from labeleff.evaluation.statistics import FEWEST_DRAWS, Interval
 from labeleff.evaluation.tables import METRICS
+from labeleff.files import write_json
 from labeleff.report.words import answer, verdict
 from labeleff.sweep.collect import MEAN, Collected, Record
 
@@ -104,6 +106,28 @@ def analyse(found: Collected) -> Analysis:
     tables["openings"] = [{"labels": name, "times": times} for name, times in found.openings.items()]
     answers = {dataset: answer(dataset, found.baseline, tables) for dataset in classes}
     return Analysis(found.name, found.baseline, answers, tables, classes, tuple(notes), found)
+
+
+def write_export(analysis: Analysis, path: Path) -> None:
+    """Write all tables, the benchmark, versions and machine as one JSON file; ``inf`` becomes the text ``inf``."""
+    plan = analysis.collected.plan
+    value = {
+        "name": analysis.name,
+        "answers": {dataset: list(sentences) for dataset, sentences in analysis.answers.items()},
+        **{key: plan[key] for key in ("benchmark", "deviations", "tuned", "labeleff", "environment")},
+        "notes": list(analysis.notes),
+        "tables": {name: [_plain(row, name) for row in rows] for name, rows in analysis.tables.items()},
+    }
+    write_json(path, value)
+
+
+def _plain(row: Row, table: str) -> Row:
+    def number(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return round(value, 6) if math.isfinite(value) else str(value)
+
+    return {key: number(row[key]) for key in TABLES[table]}
 
 
 # -- cells --------------------------------------------------------------------------------------------------------------

@@ -95,8 +95,8 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
     elif any(row["low"] is not None for row in rows):
         best = max(rows, key=lambda row: row["difference"])
         said = (
-            f"No evidence of a gain over {baseline} for any method at any budget (the largest difference is that of {best['method']} "
-            f"with {labels_word(best)}, {_said(best)})"
+            f"No evidence of a gain over {baseline} for any method at any budget (the largest difference is that of "
+            f"{best['method']} with {labels_word(best)}, {_said(best)})"
         )
     else:
         said = "There is one draw only: no interval can be given, and nothing is claimed"

@@ -74,6 +74,18 @@ def run_folder(folder: Path, name: str) -> Path:
     return folder / "runs" / name
 
 
+def newest_sweep(folder: Path) -> Path:
+    """Return the sweep below a folder whose plan was written last.
+
+    Raises:
+        RunError: There is none.
+    """
+    plans = sorted(folder.glob("*/plan.json"), key=lambda path: path.stat().st_mtime)
+    if not plans:
+        raise RunError(f"{folder}: no sweep is here; run one (labeleff sweep smoke), or give its folder")
+    return plans[-1].parent
+
+
 def plan_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Return the runs as plain values for ``plan.json``."""
     kept = ("name", "key", "dataset", "method", "labelled", "draw", "seed", "fold")

@@ -21,9 +21,10 @@ from labeleff.files import write_json
 from labeleff.recipe_io import to_mapping
 from labeleff.rundir import environment
 from labeleff.runlog import console
-from labeleff.sweep.benchmark import Benchmark
+from labeleff.sweep.benchmark import Benchmark, DataChoice
 from labeleff.sweep.collect import plan_file, plan_of, run_folder, unfinished
-from labeleff.sweep.grid import Grid, Job, expand
+from labeleff.sweep.grid import Grid, Job, expand, method_recipe
+from labeleff.sweep.local import Local
 from labeleff.sweep.tuning import tune
 from labeleff.sweep.worker import Outcome, Task
 
@@ -172,6 +173,37 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def default_workers(benchmark_threads: int, gpus: int) -> int:
+def default_workers(benchmark: Benchmark) -> int:
     """Return how many runs go at a time: one per GPU, or as many as the cores hold at the threads a run asks for."""
-    return gpus or max(1, (os.cpu_count() or 1) // max(1, benchmark_threads))
+    first = next(iter(benchmark.datasets.values()), DataChoice())
+    recipe = method_recipe(benchmark, first, benchmark.baseline, [*benchmark.set, *first.set])
+    gpus = visible_gpus() if recipe.trainer.accelerator != "cpu" else ()
+    return len(gpus) or max(1, (os.cpu_count() or 1) // max(1, recipe.trainer.threads))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the devices this process may use, as in ``CUDA_VISIBLE_DEVICES``."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return tuple(named.split(",")[:count]) if named and count else tuple(str(i) for i in range(count))
+
+
+def make_engine(name: str, workers: int, *, address: str, shared: bool, gpus: float) -> Engine:
+    """Return the engine of that name.
+
+    Raises:
+        RunError: There is none.
+    """
+    if workers < 1:
+        raise RunError(f"--workers {workers}: at least one run at a time")
+    if name == "local":
+        devices = visible_gpus()
+        return Local(workers, tuple(devices[i % len(devices)] for i in range(workers)) if devices else ())
+    if name == "ray":
+        from labeleff.sweep.cluster import Cluster
+
+        cluster: Engine = Cluster(address=address, shared=shared, gpus=gpus)
+        return cluster
+    raise RunError(f"--engine {name}: there is no such engine; known: local, ray")

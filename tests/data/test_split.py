@@ -174,3 +174,64 @@ def test_manifest_round_trip(tmp_path):
         read_manifest(tmp_path / "bad.json")
     with pytest.raises(DataError, match=r"no case 'b'"):
         one.case("b")
+
+
+def test_folds_test_every_labelled_patient_once_and_train_on_the_others():
+    data = manifest(patients=11, sites=2, unlabelled=("p03", "p07"))
+    tested = []
+    for fold in range(3):
+        split = make_split(data, labelled=4, draw=5, folds=3, fold=fold)
+        mine = patients_of(split.test)
+        assert not mine & patients_of(split.labelled + split.unlabelled)
+        assert {"p03", "p07"} <= patients_of(split.unlabelled)
+        assert len(patients_of(split.labelled + split.unlabelled)) + len(mine) == 11
+        tested += sorted(mine)
+    assert sorted(tested) == [f"p{n:02d}" for n in range(11) if n not in (3, 7)]
+
+
+def test_folds_do_not_depend_on_the_draw_or_the_budget():
+    data = manifest(patients=10)
+    found = {make_split(data, labelled=n, draw=d, folds=5, fold=2).test for n in (1, 3) for d in range(4)}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"folds": 13}, "12 labelled training patients"), ({"folds": 3, "fold": 3}, "0 … 2")],
+)
+def test_impossible_folds_are_refused(options, reason):
+    with pytest.raises(SplitError, match=reason):
+        make_split(manifest(), labelled=1, **options)
+
+
+def test_unlabelled_patients_as_a_multiple_of_the_budget():
+    assert len(patients_of(make_split(manifest(), labelled=2, unlabelled="4x").unlabelled)) == 8
+    assert not make_split(manifest(), labelled=2, unlabelled="0x").unlabelled
+    for wrong, reason in (("20x", "10 are left"), ("x", "5x"), ("-1", "5x")):
+        with pytest.raises(SplitError, match=reason):
+            make_split(manifest(), labelled=2, unlabelled=wrong)
+
+
+def test_foreign_patients_are_never_labelled_and_replace_as_many_others():
+    data = manifest(patients=12, sites=3)
+    strangers = {case.patient for case in data.cases if case.domain == "site2"}
+    for draw in range(5):
+        clean = make_split(data, labelled=2, draw=draw, foreign="site2")
+        assert not strangers & patients_of(clean.labelled + clean.unlabelled)
+        mixed = make_split(data, labelled=2, draw=draw, foreign="site2", contamination=0.5)
+        assert len(patients_of(mixed.unlabelled)) == len(patients_of(clean.unlabelled)) == 6
+        assert len(patients_of(mixed.unlabelled) & strangers) == 3
+        assert mixed.labelled == clean.labelled
+    with pytest.raises(SplitError, match="no training patients of the domain"):
+        make_split(data, labelled=2, foreign="elsewhere")
+    with pytest.raises(SplitError, match="lower the share"):
+        make_split(data, labelled=2, foreign="site2", contamination=0.9)
+
+
+def test_some_images_of_a_patient_are_labelled_and_the_others_are_not():
+    split = make_split(manifest(), labelled=3, slices=1)
+    assert len(split.labelled) == 3
+    assert len(patients_of(split.labelled)) == 3
+    assert patients_of(split.labelled) <= patients_of(split.unlabelled)
+    assert not set(split.labelled) & set(split.unlabelled)
+    assert audit(manifest(), split, contents={case.id: case.id for case in manifest().cases}).leaks == ()
