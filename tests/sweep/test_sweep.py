@@ -163,7 +163,7 @@ def test_a_folder_without_a_sweep_is_said_to_be(tmp_path):
 
 
 def _threads(sender):
-    sender.send(len(os.listdir(f"/proc/{os.getppid()}/task")))
+    sender.send(len(list(Path(f"/proc/{os.getppid()}/task").iterdir())))
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="threads are counted in /proc")
