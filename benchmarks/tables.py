@@ -37,6 +37,40 @@ def paired(name: str, result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def compared(name: str, result: dict[str, Any]) -> list[str]:
+    """Return the answer and the table of a sweep."""
+    tables, benchmark = result["tables"], result["benchmark"]
+    steps = {row["steps"] for row in tables["cost"]}
+    lines = [
+        f"**{TITLES[name]}**, {'/'.join(map(str, sorted(steps)))} steps, {len(benchmark['draws'])} draws, on equal terms",
+        "",
+    ]
+    lines += [f"> {' '.join(sentences)}\n" for sentences in result["answers"].values()]
+    lines += [
+        "| labelled patients | method | mean Dice [95 %] | difference to " + benchmark["baseline"] + " [95 %] | |"
+    ]
+    lines += ["|---|---|---|---|---|"]
+    found = {(row["method"], row["labelled"]): row for row in map(dict, tables["differences"]) if is_primary(row)}
+    for row in filter(is_primary, tables["curves"]):
+        other = found.get((row["method"], row["labelled"]))
+        difference = f"{other['difference']:+.3f}{bounds(other, '+.3f')}" if other else ""
+        verdict = other["verdict"] if other else ""
+        lines.append(
+            f"| {row['labels']} | {row['method']} | {row['mean']:.3f}{bounds(row, '.3f')} | {difference} | {verdict} |"
+        )
+    return [*lines, ""]
+
+
+def is_primary(row: dict[str, Any]) -> bool:
+    """Return whether a row is about the mean Dice over classes."""
+    return (row["class"], row["metric"]) == ("mean", "dice")
+
+
+def bounds(row: dict[str, Any], form: str) -> str:
+    """Return the interval of a row."""
+    return "" if row["low"] is None else f" [{row['low']:{form}}, {row['high']:{form}}]"
+
+
 def step_cost(result: dict[str, Any]) -> list[str]:
     """Return what a step costs."""
     lines = ["**What a step costs** beside its bare network passes, one thread, U-Net with 16 base channels", ""]
@@ -59,7 +93,8 @@ def render() -> str:
     for name in TITLES:
         path = HERE / "results" / f"{name}.json"
         if path.exists():
-            lines += paired(name, json.loads(path.read_text()))
+            result = json.loads(path.read_text())
+            lines += compared(name, result) if "tables" in result else paired(name, result)
     path = HERE / "results" / "step_cost.json"
     if path.exists():
         lines += step_cost(json.loads(path.read_text()))

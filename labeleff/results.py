@@ -32,6 +32,22 @@ ORACLE = "oracle"
 """Selection by the evaluation cases themselves. Reported on request, marked, never a result."""
 
 
+LEDGER = "test_openings.jsonl"
+"""One line whenever evaluation labels are opened: in the run directory, and beside the prepared images for all runs."""
+
+
+def openings_of(ledger: Path, dataset: str, part: str) -> int:
+    """Return how often the labels of a part of a data set were opened by all runs that share prepared images."""
+    count = 0
+    for line in ledger.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        count += (entry.get("dataset"), entry.get("evaluated_on")) == (dataset, part)
+    return count
+
+
 def snapshot_path(directory: RunDirectory, stage: int, step: int) -> Path:
     """Return where the weights of a validation are kept."""
     return directory.folder / "snapshots" / f"stage-{stage:02d}-step-{step:08d}.safetensors"
@@ -155,7 +171,7 @@ class Results:
         The label maps of the predictor ``keep`` are written to ``predictions/``.
         """
         cases = self.data.evaluation_cases("test")
-        opening = {
+        opening: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "recipe": self.recipe.name,
             "dataset": self.data.manifest.name,
@@ -164,7 +180,10 @@ class Results:
             "cases": len(cases),
             "selection": selection,
         }
-        append_line(self.directory.folder / "test_openings.jsonl", opening)
+        ledger = self.data.store.cache / LEDGER
+        append_line(ledger, opening)
+        opening["so_far"] = openings_of(ledger, opening["dataset"], opening["evaluated_on"])
+        append_line(self.directory.folder / LEDGER, opening)
         viewer = self.data.viewer(*networks.values())
 
         def seen(case: Case, name: str, prediction: NDArray[np.uint8]) -> None:

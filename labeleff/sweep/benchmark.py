@@ -189,9 +189,26 @@ def load_benchmark(source: str | Path, overrides: Sequence[str] = ()) -> Benchma
     try:
         plain = read_plain(path, mine)
         plain["set"] = [*plain.get("set", []), *others]
-        return parse_benchmark(plain)
+        return parse_benchmark(_beside(plain, path.parent))
     except RecipeError as error:
         raise RecipeError(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _beside(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return values in which recipe files are found from the benchmark's folder, not from the current one."""
+
+    def found(base: Any) -> Any:
+        is_file = isinstance(base, str) and base.endswith((".yaml", ".yml"))
+        return str((folder / base).resolve()) if is_file else base
+
+    datasets = plain.get("datasets")
+    if isinstance(datasets, Mapping):
+        choices = {
+            k: {**v, "base": found(v["base"])} if isinstance(v, Mapping) and "base" in v else v
+            for k, v in datasets.items()
+        }
+        plain = {**plain, "datasets": choices}
+    return {**plain, "base": found(plain.get("base"))} if "base" in plain else plain
 
 
 def parse_benchmark(plain: Mapping[str, Any]) -> Benchmark:

@@ -167,6 +167,13 @@ def test_overrides_reach_the_benchmark_or_every_recipe(tmp_path):
         load_benchmark(tmp_path / "none.yaml")
 
 
+def test_recipe_files_are_found_beside_the_benchmark(tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tiny()))
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(values(base="own.yaml", datasets={"one": {"base": "own.yaml"}})))
+    monkeypatch.chdir("/")
+    assert {job.recipe.data.patch for job in expand(load_benchmark(tmp_path / "few.yaml")).jobs} == {(32, 32)}
+
+
 def test_all_methods_are_those_that_ship():
     assert list(parse_benchmark(values(methods="all")).methods) == method_names()
 
