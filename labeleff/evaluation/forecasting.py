@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
 from labeleff.errors import LabeleffError
-from labeleff.evaluation.statistics import Array, Interval, Resamples, crossed, spread
+from labeleff.evaluation.statistics import FEWEST_FOR_INTERVAL, Array, Interval, Resamples, crossed, spread
 
 FEWEST_BUDGETS = 3
 FARTHEST = 10.0
@@ -74,7 +74,7 @@ class Forecast:
         seed: Seed of the resampling.
 
     Raises:
-        NoGround: Fewer than three budgets, fewer than two draws, or a curve that does not rise beyond its uncertainty.
+        NoGround: Fewer than three budgets, fewer than three draws, or a curve that does not rise beyond its uncertainty.
     """
 
     def __init__(
@@ -92,9 +92,10 @@ class Forecast:
             raise NoGround(
                 f"a curve needs at least {FEWEST_BUDGETS} label budgets; there are {len(cells)}: run more budgets"
             )
-        if cells[0].shape[0] < 2:
+        if cells[0].shape[0] < FEWEST_FOR_INTERVAL:
             raise NoGround(
-                "with a single draw of labelled patients nobody knows how far scores scatter: run more draws"
+                f"with fewer than {FEWEST_FOR_INTERVAL} draws of labelled patients nobody knows how far scores scatter: "
+                "run more draws"
             )
         again = Resamples(*cells[0].shape, count=count, seed=seed)
         means = np.stack([again.means(item) for item in cells], axis=1)

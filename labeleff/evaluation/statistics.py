@@ -28,6 +28,9 @@ from labeleff.errors import ShapeError
 FEWEST_DRAWS = 6
 """Below this number of draws no test is made: a sign-flip test of five could not reach 0.05 at all."""
 
+FEWEST_FOR_INTERVAL = 3
+"""Below this number of draws no interval is given: in simulations that of two draws covered 0.89 to 0.92 instead of 0.95."""
+
 Array = NDArray[np.float64]
 
 
@@ -169,10 +172,10 @@ class Resamples:
 
 
 def interval(scores: ArrayLike, *, level: float = 0.95, count: int = 2000, seed: int = 0) -> Interval:
-    """Return the mean of crossed cells and its interval; none with fewer than two draws or two patients."""
+    """Return the mean of crossed cells and its interval; none with fewer than three draws or two patients."""
     cells = crossed(scores)
     value = float(cells.mean())
-    if cells.shape[0] < 2 or cells.shape[2] < 2:
+    if cells.shape[0] < FEWEST_FOR_INTERVAL or cells.shape[2] < 2:
         return Interval(value, None, None, level)
     means = Resamples(*cells.shape, count=count, seed=seed).means(cells, level=level)
     return _bounds(value, means, level)
@@ -309,7 +312,7 @@ def savings(
     factor = labels_needed(budgets, [cells.mean() for cells in curve], float(ours.mean())) / labels
     censored: Literal["above", "below"] | None = "above" if math.isinf(factor) else "below" if factor == 0 else None
     limit = {"above": budgets[-1] / labels, "below": budgets[0] / labels}.get(censored or "")
-    if ours.shape[0] < 2 or ours.shape[2] < 2:
+    if ours.shape[0] < FEWEST_FOR_INTERVAL or ours.shape[2] < 2:
         return Savings(factor, None, None, censored, limit)
     again = Resamples(*ours.shape)
     means = np.stack([again.means(cells, level=level) for cells in curve], axis=1)

@@ -111,23 +111,30 @@ def analyse(found: Collected) -> Analysis:
 def write_export(analysis: Analysis, path: Path) -> None:
     """Write all tables, the benchmark, versions and machine as one JSON file; ``inf`` becomes the text ``inf``."""
     plan = analysis.collected.plan
-    value = {
+    value: dict[str, Any] = {
         "name": analysis.name,
         "answers": {dataset: list(sentences) for dataset, sentences in analysis.answers.items()},
         **{key: plan[key] for key in ("benchmark", "deviations", "tuned", "labeleff", "environment")},
         "notes": list(analysis.notes),
         "tables": {name: [_plain(row, name) for row in rows] for name, rows in analysis.tables.items()},
     }
+    value["tables"]["scores"] = [
+        {key: getattr(r, key) for key in ("dataset", "labelled", "draw", "seed", "fold")}
+        | {"method": variant(r), "patients": {p: _finite(v) for p, v in sorted(r.scores[PRIMARY].items())}}
+        for r in analysis.collected.records
+    ]
     write_json(path, value)
 
 
 def _plain(row: Row, table: str) -> Row:
-    def number(value: Any) -> Any:
-        if not isinstance(value, float):
-            return value
-        return round(value, 6) if math.isfinite(value) else str(value)
+    return {key: _finite(row[key]) for key in TABLES[table]}
 
-    return {key: number(row[key]) for key in TABLES[table]}
+
+def _finite(value: Any) -> Any:
+    """Return a value that JSON can hold: floats rounded, ``inf`` and ``nan`` as text."""
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if math.isfinite(value) else str(value)
 
 
 # -- cells --------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from labeleff.evaluation.statistics import FEWEST_DRAWS
+from labeleff.evaluation.statistics import FEWEST_DRAWS, FEWEST_FOR_INTERVAL
 
 Row = Mapping[str, Any]
 LEVEL = 0.05
@@ -20,7 +20,7 @@ def verdict(row: Row, *, lower_is_better: bool = False) -> str:
     A difference counts where its interval excludes 0 and, from six draws on, the p value adjusted after Holm is below 0.05.
     """
     if row["low"] is None:
-        return "one draw: no interval"
+        return f"fewer than {FEWEST_FOR_INTERVAL} draws: no interval"
     better = -row["difference"] if lower_is_better else row["difference"]
     counts = not row["low"] <= 0 <= row["high"] and (row["p_holm"] is None or row["p_holm"] < LEVEL)
     few = "" if row["draws"] >= FEWEST_DRAWS else "; too few draws for a test"
@@ -84,7 +84,7 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
     gains = [row for row in rows if row["verdict"].startswith("gain")]
     losses = [row for row in rows if row["verdict"].startswith("loss")]
     few = all(row["draws"] < FEWEST_DRAWS for row in rows)
-    tail = " There are too few draws for a test." if few else ""
+    tail = " There are too few draws for a test." if few and any(row["low"] is not None for row in rows) else ""
     if gains:
         best = max(gains, key=lambda row: row["difference"])
         rest = (
@@ -99,7 +99,7 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
             f"{best['method']} with {labels_word(best)}, {_said(best)})"
         )
     else:
-        said = "There is one draw only: no interval can be given, and nothing is claimed"
+        said = f"There are fewer than {FEWEST_FOR_INTERVAL} draws: no interval can be given, and nothing is claimed"
     if losses:
         worst = min(losses, key=lambda row: row["difference"])
         said += f"; {worst['method']} loses with {labels_word(worst)} ({_said(worst)})"

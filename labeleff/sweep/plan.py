@@ -11,7 +11,7 @@ from rich.table import Table
 from scipy import stats
 
 from labeleff.checking import estimate
-from labeleff.evaluation.statistics import FEWEST_DRAWS, Spread, detectable_difference
+from labeleff.evaluation.statistics import FEWEST_DRAWS, FEWEST_FOR_INTERVAL, Spread, detectable_difference
 from labeleff.runlog import console
 from labeleff.sweep.benchmark import Benchmark
 from labeleff.sweep.collect import run_folder, unfinished
@@ -71,7 +71,7 @@ def power(draws: int, seeds: int, patients: int) -> dict[str, Any]:
     found = Spread(0.0, math.inf, dict(TYPICAL))
     numbers = {"draw": draws, "seed": seeds, "patient": patients}
     variance = sum(v / math.prod(numbers[part] for part in name.split(":")) for name, v in TYPICAL.items())
-    half = float(stats.t.ppf(0.975, max(1, draws - 1))) * math.sqrt(variance) if draws > 1 else None
+    half = float(stats.t.ppf(0.975, max(1, draws - 1))) * math.sqrt(variance) if draws >= FEWEST_FOR_INTERVAL else None
     detectable = detectable_difference(found, draws, patients, seeds=seeds) if draws >= FEWEST_DRAWS else None
     return {"detectable_difference": detectable, "half_width": half}
 
@@ -94,7 +94,7 @@ def _print(benchmark: Benchmark, grid: Grid, result: Mapping[str, Any]) -> None:
         f"{result['missing']} of {result['runs']} runs to do: about {result['hours']:.2g} hours with {result['workers']} at a time"
     )
     if result["half_width"] is None:
-        out.print("one draw: no interval and no test; this design can show nothing about other draws")
+        out.print(f"fewer than {FEWEST_FOR_INTERVAL} draws: no interval and no test; this design can show nothing about other draws")
     elif result["detectable_difference"] is None:
         out.print(
             f"{len(benchmark.draws)} draws are too few for a test (six are needed); "

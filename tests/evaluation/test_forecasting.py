@@ -56,7 +56,7 @@ def test_a_score_inside_what_was_run_is_read_off():
     ("budgets", "options", "reason"),
     [
         ([2, 8], {}, "three|3 label budgets"),
-        ([1, 2, 4], {"draws": 1}, "single draw"),
+        ([1, 2, 4], {"draws": 2}, "fewer than 3 draws"),
         ([1, 2, 4], {"gap": 0.0, "noise": 0.03}, "no trend"),
         ([1, 2, 4], {"gap": -0.2}, "no trend"),
     ],

@@ -99,13 +99,14 @@ def test_with_one_source_of_variance_the_interval_is_students():
     assert compare(cells, np.zeros_like(cells)).p == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-6)
 
 
-def test_too_few_draws_are_not_tested_and_one_draw_has_no_interval():
+def test_too_few_draws_are_not_tested_and_two_draws_have_no_interval():
     cells = np.random.default_rng(0).normal(size=(FEWEST_DRAWS, 1, 9))
     assert compare(cells, 0 * cells).p is not None
     few = compare(cells[:-1], 0 * cells[:-1])
     assert few.p is None
     assert few.p_these_runs == pytest.approx(stats.wilcoxon(cells[:-1].mean((0, 1))).pvalue)
-    assert interval(cells[:1]) == Interval(float(cells[0].mean()), None, None)
+    for draws in (1, 2):
+        assert interval(cells[:draws]) == Interval(float(cells[:draws].mean()), None, None)
 
 
 def test_equal_scores_are_no_difference():

@@ -165,7 +165,7 @@ def test_no_gain_is_said_in_words_and_a_loss_too():
         (-0.05, -0.01, 0.01, 8, False, "loss"),
         (-0.05, -0.01, 0.01, 8, True, "gain"),
         (-0.01, 0.05, 0.01, 8, False, "no evidence of a gain"),
-        (None, None, None, 1, False, "one draw: no interval"),
+        (None, None, None, 1, False, "fewer than 3 draws: no interval"),
     ],
 )
 def test_verdicts(low, high, p, draws, lower, expected):
