@@ -308,7 +308,7 @@ def ranks(rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure | None:
 def _bar(axes: Axes, place: int, left: float, share: float, strength: float) -> None:
     axes.barh(place, share, left=left, height=0.62, color=OKABE_ITO[0], alpha=strength, lw=0)
     if share >= 0.15:
-        colour = "#ffffff" if strength > 0.6 else INK
+        colour = "#ffffff" if strength > 0.75 else INK
         axes.text(left + share / 2, place, f"{share:.2f}", ha="center", va="center", fontsize=8, color=colour)
 
 
