@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -153,6 +154,12 @@ class Resamples:
         self.shape = (draws, seeds, patients)
         self.weights = [generator.multinomial(n, [1 / n] * n, size=count) / n for n in self.shape]
 
+    def plain(self, cells: Array) -> Array:
+        """Return the mean of every resample as it is."""
+        draws, seeds, patients = self.weights
+        means: Array = np.einsum("bs,bp,bsp->b", seeds, patients, np.tensordot(draws, cells, 1))
+        return means
+
     def means(self, scores: ArrayLike, *, level: float = 0.95) -> Array:
         """Return the mean of every resample, widened to the unbiased variance and to Student's t.
 
@@ -161,7 +168,7 @@ class Resamples:
         cells = crossed(scores)
         if cells.shape != self.shape:
             raise ShapeError(f"scores of shape {cells.shape} do not fit resamples of {self.shape}")
-        raw: Array = np.einsum("bd,bs,bp,dsp->b", *self.weights, cells, optimize=True)
+        raw = self.plain(cells)
         width = float(raw.std())
         if width == 0:
             return raw
@@ -171,13 +178,18 @@ class Resamples:
         return np.asarray(cells.mean() + factor * (raw - raw.mean()), dtype=np.float64)
 
 
+@lru_cache(maxsize=16)
+def _resamples(draws: int, seeds: int, patients: int, *, count: int = 2000, seed: int = 0) -> Resamples:
+    return Resamples(draws, seeds, patients, count=count, seed=seed)
+
+
 def interval(scores: ArrayLike, *, level: float = 0.95, count: int = 2000, seed: int = 0) -> Interval:
     """Return the mean of crossed cells and its interval; none with fewer than three draws or two patients."""
     cells = crossed(scores)
     value = float(cells.mean())
     if cells.shape[0] < FEWEST_FOR_INTERVAL or cells.shape[2] < 2:
         return Interval(value, None, None, level)
-    means = Resamples(*cells.shape, count=count, seed=seed).means(cells, level=level)
+    means = _resamples(*cells.shape, count=count, seed=seed).means(cells, level=level)
     return _bounds(value, means, level)
 
 
@@ -242,7 +254,10 @@ def detectable_difference(found: Spread, draws: int, patients: int, *, seeds: in
     def missing(shift: float) -> float:
         return float(stats.nct.sf(edge, freedom, shift) + stats.nct.cdf(-edge, freedom, shift)) - power
 
-    return float(optimize.brentq(missing, 1e-3, 200.0)) * math.sqrt(variance)
+    most = 4.0
+    while missing(most) < 0:
+        most *= 2
+    return float(optimize.brentq(missing, 1e-3, most)) * math.sqrt(variance)
 
 
 def area(budgets: Sequence[float], scores: ArrayLike, *, scale: Literal["linear", "log"] = "linear") -> Array:
@@ -314,7 +329,7 @@ def savings(
     limit = {"above": budgets[-1] / labels, "below": budgets[0] / labels}.get(censored or "")
     if ours.shape[0] < FEWEST_FOR_INTERVAL or ours.shape[2] < 2:
         return Savings(factor, None, None, censored, limit)
-    again = Resamples(*ours.shape)
+    again = _resamples(*ours.shape)
     means = np.stack([again.means(cells, level=level) for cells in curve], axis=1)
     reached = again.means(ours, level=level)
     factors = [labels_needed(budgets, row, target) / labels for row, target in zip(means, reached, strict=True)]
@@ -337,7 +352,7 @@ def rank_shares(scores: Iterable[ArrayLike], *, count: int = 1000, seed: int = 0
     """
     cells = [crossed(item) for item in scores]
     again = Resamples(*cells[0].shape, count=count, seed=seed)
-    means = np.stack([np.einsum("bd,bs,bp,dsp->b", *again.weights, item, optimize=True) for item in cells], axis=1)
+    means = np.stack([again.plain(item) for item in cells], axis=1)
     ranks = stats.rankdata(-means, method="min", axis=1).astype(int) - 1
     return np.stack([(ranks == rank).mean(axis=0) for rank in range(len(cells))], axis=1)
 

@@ -114,7 +114,7 @@ def write_export(analysis: Analysis, path: Path) -> None:
     value: dict[str, Any] = {
         "name": analysis.name,
         "answers": {dataset: list(sentences) for dataset, sentences in analysis.answers.items()},
-        **{key: plan[key] for key in ("benchmark", "deviations", "tuned", "labeleff", "environment")},
+        **{key: plan[key] for key in ("benchmark", "deviations", "tuned", "labeleff", "commit", "environment")},
         "notes": list(analysis.notes),
         "tables": {name: [_plain(row, name) for row in rows] for name, rows in analysis.tables.items()},
     }

@@ -35,7 +35,9 @@ def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str
         return "–"
     if math.isinf(value):
         return "∞"
-    return f"{value:{'+' if signed else ''}.{digits}f}"
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    # a bound that is not 0 but rounds to it keeps its side
+    return text if value == 0 or float(text) != 0 else f"{value:{'+' if signed else ''}.1g}"
 
 
 def between(row: Row, *, signed: bool = False, digits: int = 3) -> str:
@@ -133,7 +135,8 @@ def _how_many(
         else f"{baseline} reaches {number(full['mean'])} Dice {between(full)} with {labels_word(full)}, "
         f"and less than {100 * ENOUGH:.0f} % of that with fewer"
     )
-    return f"{said}{'; ' if said else ''}{reach}.".replace(" , ", ", ").strip()
+    whole = f"{said}{'; ' if said else ''}{reach}.".replace(" , ", ", ").replace("  ", " ")
+    return whole[0].upper() + whole[1:]
 
 
 def _saved(row: Row, baseline: str) -> str:

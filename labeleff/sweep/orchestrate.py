@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -85,10 +86,23 @@ def write_plan(benchmark: Benchmark, folder: Path, grid: Grid, chosen: Mapping[s
             "deviations": list(grid.deviations),
             "tuned": {key: list(value) for key, value in chosen.items()},
             "labeleff": __version__,
+            "commit": checkout_commit(),
             "environment": environment(),
             "jobs": plan_of(grid.jobs),
         },
     )
+
+
+def checkout_commit() -> str:
+    """Return the commit of the checkout that this package is used from; empty for an installed one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _execute(

@@ -22,7 +22,8 @@ def record(method, labels, draw, score, *, fold=None, patients=("p", "q"), axes=
         b = {p: sign * (v - 0.1) + (20 if sign < 0 else 0) for p, v in by_patient.items()}
         scores |= {("a", metric): a, ("b", metric): b, (MEAN, metric): {p: (a[p] + b[p]) / 2 for p in a}}
     entries = [
-        {"predictor": "student", "selection": "last", "class": name, "missed": 1, "spurious": 0} for name in ("a", "b", MEAN)
+        {"predictor": "student", "selection": "last", "class": name, "missed": 1, "spurious": 0}
+        for name in ("a", "b", MEAN)
     ]
     summary = {
         "dataset": "set", "classes": CLASSES, "predictor": "student", "selection": "last", "results": entries,

@@ -1,0 +1,50 @@
+"""What a plan says before anything is run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labeleff.evaluation.statistics import spread
+from labeleff.report.analysis import PRIMARY
+from labeleff.sweep.plan import TYPICAL, plan, power
+
+from .small import small_benchmark
+
+RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+
+
+def test_the_plan_counts_and_estimates_and_runs_nothing(tmp_path, cache, capsys):
+    benchmark = small_benchmark(tmp_path, draws=8)
+    found = plan(benchmark, tmp_path / "out", workers=2, cache=cache)
+    assert (found["runs"], found["missing"], found["workers"]) == (16, 16, 2)
+    assert found["hours"] == pytest.approx(sum(found["seconds_per_run"].values()) * 8 / 3600 / 2)
+    assert not (tmp_path / "out" / "runs").exists()
+    said = capsys.readouterr().out
+    assert "16 of 16 runs to do" in said
+    assert "smallest difference" in said
+
+
+def test_few_draws_get_no_promise_of_a_test():
+    assert power(1, 1, 20) == {"detectable_difference": None, "half_width": None}
+    few, many = power(5, 1, 20), power(20, 1, 20)
+    assert few["detectable_difference"] is None
+    assert many["detectable_difference"] > 0
+    assert many["half_width"] < few["half_width"]
+
+
+def test_the_typical_spread_is_that_of_the_committed_results():
+    tables = json.loads((RESULTS / "left_atrium.json").read_text())["tables"]
+    runs = {(row["method"], row["labelled"], row["draw"]): row["patients"] for row in tables["scores"]}
+    found = {}
+    for method, labelled in {key[:2] for key in runs if key[0] != "supervised"}:
+        draws = sorted(key[2] for key in runs if key[:2] == (method, labelled))
+        cells = [
+            [ours - runs["supervised", labelled, d][p] for p, ours in sorted(runs[method, labelled, d].items())]
+            for d in draws
+        ]
+        for name, value in spread(np.array(cells)).components.items():
+            found.setdefault(name, []).append(value)
+    assert PRIMARY == ("mean", "dice")
+    assert {name: np.mean(values) for name, values in found.items()} == pytest.approx(dict(TYPICAL), rel=0.01)
