@@ -48,6 +48,7 @@ def test_imports_go_downwards(name):
         ("pytorch_lightning", {"learner", "runner"}),
         ("omegaconf", {"recipe_io"}),
         ("typer", {"cli"}),
+        ("ray", {"sweep.cluster"}),
         ("monai", {"backbones.monai", "evaluation.inference", "evaluation.metrics", "sweep.preload"}),
     ],
 )

@@ -105,6 +105,9 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
     if losses:
         worst = min(losses, key=lambda row: row["difference"])
         said += f"; {worst['method']} loses with {labels_word(worst)} ({_said(worst)})"
+        if len(losses) > 1:
+            rest = ", ".join(f"{row['method']} with {row['labels']}" for row in losses if row is not worst)
+            said += f", and so do {rest}"
     return f"{said}.{tail}"
 
 
