@@ -6,12 +6,12 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from labeleff import __version__, registry
 from labeleff.errors import RecipeError
-from labeleff.recipe import Recipe, Stage
+from labeleff.recipe import Component, Recipe, Stage, Trainer
 from labeleff.recipe_io import load_recipe, to_mapping
 from labeleff.sweep.benchmark import Benchmark, DataChoice, method_file
 
@@ -56,14 +56,36 @@ class Grid:
 
 
 def result_key(recipe: Recipe) -> str:
-    """Return 12 hex digits of a hash of what matters to a result: not its name, nor how it is logged or drawn."""
-    plain = to_mapping(recipe)
-    del plain["name"]
-    for part, keys in (("trainer", ("workers", "checkpoint_every", "log_every")), ("evaluation", ("pictures",))):
-        for key in keys:
-            del plain[part][key]
-    text = json.dumps([__version__, plain], sort_keys=True)
+    """Return 12 hex digits of a hash of what matters to a result: not its name, nor how it is logged or drawn.
+
+    Values that are the defaults do not enter, so that a new option leaves the keys of earlier results as they are. (A changed
+    default comes with a new version, which does enter.)
+    """
+    text = json.dumps([__version__, _told(_plain_ways(recipe))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain_ways(recipe: Recipe) -> Recipe:
+    """Return the recipe with the usual values in place of all that leaves its result as it is."""
+    usual, found = Trainer(), recipe.trainer
+    trainer = replace(found, workers=usual.workers, checkpoint_every=usual.checkpoint_every, log_every=usual.log_every)
+    return replace(recipe, name="", trainer=trainer, evaluation=replace(recipe.evaluation, pictures=True))
+
+
+def _told(value: Any, kind: str = "") -> Any:
+    """Return plain values of which those that are the defaults are left out."""
+    if isinstance(value, Component):
+        known = registry.options(registry.get(kind, value.name))  # type: ignore[arg-type]  # the field is called as its kind
+        return [value.name, {k: v for k, v in value.options.items() if known[k].required or v != known[k].default}]
+    if is_dataclass(value):
+        usual = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
+        own = {f.name: getattr(value, f.name) for f in fields(value)}
+        return {key: _told(item, key) for key, item in own.items() if item != usual[key]}
+    if isinstance(value, Mapping):
+        return {key: _told(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_told(item) for item in value]
+    return value
 
 
 def expand(benchmark: Benchmark, chosen: Mapping[str, Sequence[str]] | None = None) -> Grid:
