@@ -87,6 +87,19 @@ def step_cost(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def backtest(result: dict[str, Any]) -> list[str]:
+    """Return how good forecasts would have been."""
+    lines = ["**What forecasts would have said**, supervised, from at most 8 labelled patients", ""]
+    lines += ["| | labelled patients | forecast [95 %] | observed | error |", "|---|---|---|---|---|"]
+    for row in result["rows"]:
+        low, high = row["interval"]
+        lines.append(
+            f"| {row['sweep']} | {row['labels']} | {row['forecast']:.3f} [{low:.3f}, {high:.3f}] | {row['observed']:.3f} "
+            f"| {row['error']:+.3f} |"
+        )
+    return [*lines, ""]
+
+
 def render() -> str:
     """Return the page with its tables made anew."""
     lines: list[str] = []
@@ -95,9 +108,10 @@ def render() -> str:
         if path.exists():
             result = json.loads(path.read_text())
             lines += compared(name, result) if "tables" in result else paired(name, result)
-    path = HERE / "results" / "step_cost.json"
-    if path.exists():
-        lines += step_cost(json.loads(path.read_text()))
+    for name, table in (("forecast_backtest", backtest), ("step_cost", step_cost)):
+        path = HERE / "results" / f"{name}.json"
+        if path.exists():
+            lines += table(json.loads(path.read_text()))
     if lines:
         lines += [
             "Runs, per-case values, versions and machine: [benchmarks/results](benchmarks/results). Three draws rank nothing.",

@@ -49,7 +49,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     ),
     "published": ("method", "labelled", "dice", "source", "selection"),
     "left_out": ("run", "reason"),
-    "openings": ("labels", "times"),
+    "openings": ("labels", "times", "so_far"),
 }  # fmt: skip
 """Columns of every table, in order."""
 
@@ -103,7 +103,10 @@ def analyse(found: Collected) -> Analysis:
     tables["runs"] = [_run_row(record) for record in found.records]
     tables["published"] = [dict(entry) for entry in found.plan["benchmark"].get("published", [])]
     tables["left_out"] = [{"run": entry.name, "reason": entry.reason} for entry in found.left_out]
-    tables["openings"] = [{"labels": name, "times": times} for name, times in found.openings.items()]
+    tables["openings"] = [
+        {"labels": name, "times": times, "so_far": found.openings_so_far.get(name) or None}
+        for name, times in found.openings.items()
+    ]
     answers = {dataset: answer(dataset, found.baseline, tables) for dataset in classes}
     return Analysis(found.name, found.baseline, answers, tables, classes, tuple(notes), found)
 

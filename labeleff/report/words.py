@@ -107,7 +107,7 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
         said += f"; {worst['method']} loses with {labels_word(worst)} ({_said(worst)})"
         if len(losses) > 1:
             rest = ", ".join(f"{row['method']} with {row['labels']}" for row in losses if row is not worst)
-            said += f", and so do {rest}"
+            said += f", and so {'does' if len(losses) == 2 else 'do'} {rest}"
     return f"{said}.{tail}"
 
 

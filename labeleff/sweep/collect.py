@@ -57,6 +57,7 @@ class Collected:
     records: tuple[Record, ...]
     left_out: tuple[LeftOut, ...]
     openings: Mapping[str, int]
+    openings_so_far: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -140,7 +141,7 @@ def collect(folder: Path) -> Collected:
             left_out.append(LeftOut(name, f"corrupt: {' '.join(str(error).split())}"))
     left_out += _unplanned(folder, jobs)
     records, strange = _same_patients(records)
-    return Collected(plan["name"], folder, plan, tuple(records), (*left_out, *strange), _openings(folder))
+    return Collected(plan["name"], folder, plan, tuple(records), (*left_out, *strange), *_openings(folder))
 
 
 def _not_as_planned(place: Path, key: str) -> str:
@@ -233,14 +234,21 @@ def _same_patients(records: Sequence[Record]) -> tuple[list[Record], list[LeftOu
     return kept, strange
 
 
-def _openings(folder: Path) -> dict[str, int]:
-    """Return how often evaluation labels were opened, by data set and part, over all runs of the folder, counted or not."""
-    found: Counter[str] = Counter()
+def _openings(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how often evaluation labels were opened, by data set and part.
+
+    Returns:
+        By all runs of the folder, counted or not; and by all runs that share its prepared images, as far as they know.
+    """
+    here: Counter[str] = Counter()
+    so_far: dict[str, int] = {}
     for path in sorted((folder / "runs").glob("*/test_openings.jsonl")):
         for line in path.read_text().splitlines():
             try:
                 entry = json.loads(line)
-                found[f"{entry['dataset']} ({entry['evaluated_on']})"] += 1
+                name = f"{entry['dataset']} ({entry['evaluated_on']})"
+                so_far[name] = max(so_far.get(name, 0), int(entry.get("so_far", 0)))
             except (ValueError, KeyError):
-                found["unreadable line"] += 1
-    return dict(found)
+                name = "unreadable line"
+            here[name] += 1
+    return dict(here), so_far

@@ -55,6 +55,7 @@ def test_every_run_has_its_result_and_equals_a_run_by_hand(finished, tmp_path, c
     assert {record.name for record in found.records} == {job.name for job in grid.jobs}
     assert not found.left_out
     assert found.openings == {"phantom (test)": 4}
+    assert found.openings_so_far["phantom (test)"] >= 4
     job = grid.jobs[1]
     run(job.recipe, tmp_path, cache=cache)
     ours, theirs = (load_file(f / "predictor.safetensors") for f in (tmp_path, run_folder(place / "out", job.name)))
