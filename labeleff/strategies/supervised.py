@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from torch import Tensor, nn
 
 from labeleff.batch import Batch, Progress, StepOutput
 from labeleff.functional.losses import DiceForm, segmentation_loss
+from labeleff.functional.robust import generalised_cross_entropy, noise_robust_dice, symmetric_cross_entropy
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy
+
+ROBUST: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "generalised_cross_entropy": generalised_cross_entropy,
+    "symmetric_cross_entropy": symmetric_cross_entropy,
+    "noise_robust_dice": noise_robust_dice,
+}
 
 
 @register("strategy", "supervised")
 class Supervised(Strategy):
-    """L = (CE + Dice) / 2 over the labelled voxels.
+    """L = (CE + Dice) / 2 over the labelled voxels, or a loss that wrong labels disturb less.
 
     Args:
-        dice: ``squared`` pools over the batch, which suits slices where a class is often absent; ``linear`` is per
-            sample, so that data-parallel processes equal one.
+        loss: ``dice_ce``, or ``generalised_cross_entropy`` (q = 0.7), ``symmetric_cross_entropy`` (α = 0.1, β = 1) or
+            ``noise_robust_dice`` (γ = 1.5), see ``functional.robust``.
+        dice: Of ``dice_ce``: ``squared`` pools over the batch, which suits slices where a class is often absent;
+            ``linear`` is per sample, so that data-parallel processes equal one.
     """
 
-    def __init__(self, *, dice: DiceForm = "squared") -> None:
+    def __init__(
+        self,
+        *,
+        loss: Literal[
+            "dice_ce", "generalised_cross_entropy", "symmetric_cross_entropy", "noise_robust_dice"
+        ] = "dice_ce",
+        dice: DiceForm = "squared",
+    ) -> None:
         super().__init__()
+        self.loss = loss
         self.dice: DiceForm = dice
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:  # noqa: ARG002
         """Return ``supervised``: the segmentation loss of the labelled stream."""
         labelled = batch["labelled"]
         logits = backbone(labelled.image)
-        loss = segmentation_loss(logits, labelled.label, dice=self.dice)
+        if self.loss == "dice_ce":
+            loss = segmentation_loss(logits, labelled.label, dice=self.dice)
+        else:
+            loss = ROBUST[self.loss](logits, labelled.label)
         return StepOutput({"supervised": loss}, {"labelled": logits.detach()})

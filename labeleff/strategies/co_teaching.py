@@ -1,0 +1,69 @@
+"""Co-teaching: two networks, each learning from the voxels that the other finds easy.
+
+Han et al., "Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels", NeurIPS 2018,
+arXiv:1804.06872, algorithm 1; voxel by voxel as PyMIC does it for segmentation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Task
+from labeleff.functional.robust import keep_smallest, voxel_cross_entropy
+from labeleff.functional.schedules import sigmoid_rampup
+from labeleff.registry import register
+from labeleff.strategies.base import Strategy, fresh_copy
+
+
+@register("strategy", "co_teaching")
+class CoTeaching(Strategy):
+    """L = CE of each network over the voxels with the smallest loss in the other one.
+
+    The share that is kept falls from 1 to ``keep`` as ``1 - (1 - keep) · exp(-5 (1 - t)²)``. Voxels are ranked over the
+    whole batch, so data-parallel processes do not equal one. A step costs two supervised ones.
+
+    Args:
+        keep: Share of voxels kept in the end. PyMIC: 0.8 to 0.85.
+        start: Share of the stage before anything is dropped. PyMIC: 0.1.
+        rampup: Share of the stage at which ``keep`` is reached. PyMIC: 0.8.
+    """
+
+    batch_joint = True
+
+    def __init__(self, *, keep: float = 0.8, start: float = 0.1, rampup: float = 0.8) -> None:
+        super().__init__()
+        if not 0 < keep <= 1 or not 0 <= start < rampup <= 1:
+            raise ValueError("keep must be in (0, 1], and 0 <= start < rampup <= 1")
+        self.keep, self.start, self.rampup = keep, start, rampup
+
+    def build(self, backbone: nn.Module, task: Task) -> None:  # noqa: ARG002
+        """Make the second network: the same, with weights of its own."""
+        self.peer = fresh_copy(backbone, trainable=True)
+        for module in self.peer.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+
+    def share(self, progress: Progress) -> float:
+        """Return the share of voxels that is kept at a step."""
+        if progress.fraction <= self.start:
+            return 1.0
+        return 1 - (1 - self.keep) * sigmoid_rampup((progress.fraction - self.start) / (self.rampup - self.start))
+
+    def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
+        """Return ``student`` and ``peer``: the losses of the two networks."""
+        labelled = batch["labelled"]
+        logits = backbone(labelled.image)
+        ours = voxel_cross_entropy(logits, labelled.label)
+        theirs = voxel_cross_entropy(self.peer(labelled.image), labelled.label)
+        known, share = labelled.label != IGNORE, self.share(progress)
+        for_us, for_them = (keep_smallest(value.detach(), known, share) for value in (theirs, ours))
+        losses = {
+            "student": (ours * for_us).sum() / for_us.sum().clamp_min(1),
+            "peer": (theirs * for_them).sum() / for_them.sum().clamp_min(1),
+        }
+        return StepOutput(losses, {"labelled": logits.detach()}, {"kept": torch.tensor(share)})
+
+    def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        """Return the two networks."""
+        return {"student": backbone, "peer": self.peer}

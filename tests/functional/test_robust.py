@@ -1,0 +1,137 @@
+"""Losses against loops over voxels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from labeleff.batch import IGNORE
+from labeleff.functional.losses import segmentation_loss
+from labeleff.functional.robust import (
+    generalised_cross_entropy,
+    keep_smallest,
+    noise_robust_dice,
+    symmetric_cross_entropy,
+    voxel_cross_entropy,
+)
+
+LOSSES = (generalised_cross_entropy, symmetric_cross_entropy, noise_robust_dice)
+
+
+def sample(shape=(5, 6), classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, classes, *shape, generator=generator)
+    label = torch.randint(0, classes, (2, *shape), generator=generator)
+    label[0, 0] = IGNORE
+    return logits, label
+
+
+def voxels(logits, label):
+    """Yield probabilities and class of every known voxel, in float64."""
+    for b in range(len(logits)):
+        for place in np.ndindex(*label.shape[1:]):
+            if int(label[(b, *place)]) != IGNORE:
+                z = logits[(b, slice(None), *place)].double().numpy()
+                p = np.exp(z - z.max())
+                yield p / p.sum(), int(label[(b, *place)])
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (3, 4, 2)])
+@pytest.mark.parametrize("q", [0.5, 0.7, 1.0])
+def test_generalised_cross_entropy(shape, q):
+    logits, label = sample(shape)
+    expected = np.mean([(1 - p[y] ** q) / q for p, y in voxels(logits, label)])
+    assert float(generalised_cross_entropy(logits, label, q=q)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_generalised_cross_entropy_tends_to_cross_entropy():
+    logits, label = sample()
+    plain = np.mean([-math.log(p[y]) for p, y in voxels(logits, label)])
+    assert float(generalised_cross_entropy(logits, label, q=1e-4)) == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (3, 4, 2)])
+def test_symmetric_cross_entropy(shape):
+    logits, label = sample(shape)
+    total = []
+    for p, y in voxels(logits, label):
+        logs = np.where(np.arange(3) == y, 0.0, -4.0)
+        total.append(0.1 * -math.log(p[y]) + 1.0 * -(p * logs).sum())
+    assert float(symmetric_cross_entropy(logits, label)) == pytest.approx(np.mean(total), rel=1e-5)
+
+
+@pytest.mark.parametrize("denominator", ["squared", "linear"])
+@pytest.mark.parametrize("gamma", [1.0, 1.5, 2.0])
+def test_noise_robust_dice(denominator, gamma):
+    logits, label = sample()
+    top, bottom = np.zeros(3), np.zeros(3)
+    for p, y in voxels(logits, label):
+        one = np.eye(3)[y]
+        top += np.abs(p - one) ** gamma
+        bottom += p**2 + one**2 if denominator == "squared" else p + one
+    found = noise_robust_dice(logits, label, gamma=gamma, denominator=denominator)
+    assert float(found) == pytest.approx((top / (bottom + 1e-5)).mean(), rel=1e-4)
+
+
+def test_with_gamma_one_and_a_linear_denominator_it_is_soft_dice():
+    logits, label = sample()
+    p, known = logits.softmax(1), (label != IGNORE).unsqueeze(1)
+    y = torch.stack([label == k for k in range(3)], 1) * known
+    overlap = 2 * (p * y).sum((0, 2, 3)) / ((p * known).sum((0, 2, 3)) + y.sum((0, 2, 3)))
+    found = noise_robust_dice(logits, label, gamma=1.0, denominator="linear")
+    assert float(found) == pytest.approx(float((1 - overlap).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_unknown_voxels_count_for_nothing_and_nothing_known_is_zero_with_a_gradient(loss):
+    logits, label = sample()
+    other = logits.clone()
+    other[0, :, 0] += 3.0
+    assert torch.equal(loss(logits, label), loss(other, label))
+    logits.requires_grad_()
+    nothing = loss(logits, torch.full_like(label, IGNORE))
+    nothing.backward()
+    assert float(nothing.detach()) == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_are_finite_at_certainty(loss):
+    logits = torch.full((1, 2, 4), -200.0)
+    logits[:, 0] = 200.0
+    logits.requires_grad_()
+    loss(logits, torch.tensor([[0, 0, 1, 1]])).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_wrong_voxel_pulls_less_than_in_cross_entropy(loss):
+    logits = torch.zeros(1, 2, 8)
+    logits[:, 0] = 4.0
+    label = torch.zeros(1, 8, dtype=torch.long)
+    label[0, 0] = 1
+
+    def pull(function):
+        z = logits.clone().requires_grad_()
+        function(z, label).backward()
+        gradient = z.grad.abs().sum((0, 1))
+        return float(gradient[0] / gradient[1:].sum())
+
+    assert pull(loss) < pull(segmentation_loss)
+
+
+def test_the_smallest_are_kept():
+    values = torch.tensor([[3.0, 1.0, 2.0, 9.0, 4.0]])
+    known = torch.tensor([[True, True, True, False, True]])
+    assert keep_smallest(values, known, 0.5).tolist() == [[False, True, True, False, False]]
+    assert keep_smallest(values, known, 1.0).equal(known)
+    assert keep_smallest(values, known, 0.01).tolist() == [[False, True, False, False, False]]
+    assert not keep_smallest(values, torch.zeros_like(known), 0.5).any()
+
+
+def test_voxel_cross_entropy_is_zero_where_nobody_has_said():
+    logits, label = sample()
+    found = voxel_cross_entropy(logits, label)
+    assert not found[label == IGNORE].any()
+    assert (found[label != IGNORE] > 0).all()
