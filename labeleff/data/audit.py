@@ -53,7 +53,8 @@ def audit(manifest: Manifest, split: Split, *, contents: Mapping[str, str]) -> A
             if earlier[1] == name:
                 continue
             text = f"cases {earlier[1]!r} ({earlier[0]}) and {name!r} ({role}) are the same image"
-            (leaks if earlier[0] != role else warnings).append(text)
+            only_training = {earlier[0], role} <= {"labelled", "unlabelled"}
+            (warnings if only_training or earlier[0] == role else leaks).append(text)
     count = len({manifest.case(i).patient for i in split.test})
     if count < FEW_CASES:
         warnings.append(f"evaluated on {count} patients: intervals will be wide")

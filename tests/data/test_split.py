@@ -235,3 +235,12 @@ def test_some_images_of_a_patient_are_labelled_and_the_others_are_not():
     assert patients_of(split.labelled) <= patients_of(split.unlabelled)
     assert not set(split.labelled) & set(split.unlabelled)
     assert audit(manifest(), split, contents={case.id: case.id for case in manifest().cases}).leaks == ()
+
+
+def test_the_same_image_twice_in_training_is_a_warning():
+    data = manifest()
+    split = make_split(data, labelled=2)
+    contents = {case.id: case.id for case in data.cases}
+    found = audit(data, split, contents=contents | {split.unlabelled[0]: contents[split.labelled[0]]})
+    assert not found.leaks
+    assert f"{split.labelled[0]!r} (labelled) and {split.unlabelled[0]!r} (unlabelled) are the same image" in found.warnings[0]
