@@ -1,0 +1,309 @@
+"""ADELE: labels are corrected class by class once the training-IoU curve of the class has stopped rising fast.
+
+Liu, Liu, Zhu, Shen and Fernandez-Granda, "Adaptive Early-Learning Correction for Segmentation from Noisy Annotations",
+CVPR 2022, arXiv:2110.03740. Where the paper and the authors' code differ, this is the code, and options name the rest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from labeleff.batch import IGNORE
+from labeleff.errors import ShapeError
+from labeleff.functional.regions import hard_labels
+
+CorrectionRule = Literal["segthor", "voc"]
+Start = Literal["reference", "relative"]
+LARGEST_FIT = 100
+"""Evaluations of one fit: a fit that has not settled by then (steps, flat curves) is not worth waiting for."""
+RISE, SEEN = 0.1, 0.02
+SHIFT = 1e-6
+"""The derivative is taken at t + 1e-6, as in the authors' code."""
+
+# -- the curve ----------------------------------------------------------------------------------------------------------
+
+
+def fit_early_learning(iou: ArrayLike) -> tuple[float, float, float]:
+    """Fit ``f(t) = a (1 - exp(-t^b / c))`` to a training-IoU curve, late points weighing most.
+
+    Bounded least squares (0 <= a, b <= 1, c >= 0) from (1, 1, 1); the standard deviations of the points fall
+    geometrically from 1 to 0.1, so that the last squared residual weighs 100 times the first. As in the authors' code
+    the n points lie equally spaced from 0 to n inclusive, which puts the first one where f is 0. The paper writes
+    ``a (1 - exp(-b t^c))``: b = 1 / c here, c = b here, the exponent not bounded above.
+
+    Args:
+        iou: [n] IoU per epoch, in [0, 1]. NaN: not measured, left out at its place.
+
+    Returns:
+        (a, b, c); about (1, 1, 1) where there is nothing to fit.
+    """
+    from scipy.optimize import least_squares  # a second of importing that only this method needs
+
+    curve = np.asarray(iou, np.float64).ravel()
+    known = np.isfinite(curve)
+    if not known.any():
+        return 1.0, 1.0, 1.0
+    time = np.linspace(0, len(curve), len(curve))[known]
+    precision = 1 / np.geomspace(1, 0.1, len(curve))[known]
+    target = curve[known]
+
+    def residual(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+        a, b, c = parameters
+        error: NDArray[np.float64] = precision * (a * (1 - np.exp(-(time**b) / c)) - target)
+        return error
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # steps push c to 0 and b to either bound
+        found = least_squares(residual, (1, 1, 1), bounds=((0, 0, 0), (1, 1, np.inf)), max_nfev=LARGEST_FIT)
+    a, b, c = (float(value) for value in found.x)
+    return a, b, c
+
+
+def flat_start(iou: ArrayLike, *, rule: Start = "reference") -> int:
+    """Return how many values at the start of a curve are left out because the class had not begun to be learned.
+
+    ``reference`` (the authors'): all before the first rise of at least 0.1 between two measurements; without one all
+    but the last, so that a class which is learned slowly, or was learned before the first measurement, is never
+    corrected. ``relative``: all before the first value above 0.02 that rises, from the one before (or from 0), by at
+    least a tenth of the largest value so far.
+
+    Args:
+        iou: [n] IoU per epoch. NaN (not measured) counts as the value before.
+        rule: Which rise ends the flat start.
+    """
+    curve = _filled(iou)
+    if rule == "reference":
+        rises = np.flatnonzero(np.diff(curve) >= RISE)
+        return int(rises[0]) if len(rises) else max(len(curve) - 1, 0)
+    steps = np.diff(curve, prepend=0.0)
+    rises = np.flatnonzero((curve > SEEN) & (steps >= RISE * np.maximum.accumulate(curve)))
+    return max(int(rises[0]) - 1, 0) if len(rises) else max(len(curve) - 1, 0)
+
+
+def _filled(iou: ArrayLike) -> NDArray[np.float64]:
+    """Return the curve with every NaN replaced by the last value before it, or 0."""
+    curve = np.asarray(iou, np.float64).ravel()
+    source = np.maximum.accumulate(np.where(np.isfinite(curve), np.arange(len(curve)), -1))
+    return np.where(source >= 0, curve[source], 0.0) if len(curve) else curve
+
+
+def correction_epoch(
+    iou: ArrayLike, *, total: int, r: float = 0.9, skip_flat_start: bool = True, start: Start = "reference"
+) -> int:
+    """Return the 0-based index of the epoch from which a class is corrected, as its curve so far has it.
+
+    With f fitted to the curve it is the number of the first epoch t = 2, 3, … ``total - 1`` at which
+    ``|f'(t) - f'(1)| / |f'(1)| > r``, that is, at which the slope has fallen below (1 - r) of that after the first
+    epoch. The class is due as soon as the index of the newest epoch has reached it. To be asked again after every
+    epoch.
+
+    Args:
+        iou: [n] IoU per epoch so far; NaN where it was not measured.
+        total: Number of epochs N of the whole training.
+        r: How much of its first slope the curve must have lost, in (0, 1).
+        skip_flat_start: Leave out the flat start of the curve (see :func:`flat_start`) and count from its end. The
+            authors do on SegTHOR, not on VOC.
+        start: Rule for the end of the flat start.
+
+    Returns:
+        min(total, ·), the skipped start included; ``total`` if never, and where at most one point is left, or all are
+        0 or NaN.
+    """
+    curve = np.asarray(iou, np.float64).ravel()
+    shift = flat_start(curve, rule=start) if skip_flat_start else 0
+    curve = curve[shift:]
+    known = curve[np.isfinite(curve)]
+    if len(known) <= 1 or not known.any():
+        return total
+    a, b, c = fit_early_learning(curve)
+    with np.errstate(all="ignore"):
+        time = np.arange(1, total) + SHIFT
+        slope = a * b / c * time ** (b - 1) * np.exp(-(time**b) / c)
+        lost = np.abs(np.abs(slope) - np.abs(slope[:1])) / np.abs(slope[:1])
+    if not np.isfinite(lost).all():  # no slope to lose: the fit is flat, or a step
+        return total if a * b == 0 else min(total, 2 + shift)
+    return min(total, 1 + int(np.count_nonzero(lost <= r)) + shift)
+
+
+# -- the labels ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def correct_labels(
+    label: Tensor,
+    probs: Tensor,
+    classes: Collection[int],
+    *,
+    threshold: float,
+    rule: CorrectionRule = "segthor",
+    background_threshold: float | None = None,
+    class_constraint: bool = True,
+    logic255: bool = False,
+    mode: Literal["single", "both"] = "single",
+    veto: bool = True,
+) -> Tensor:
+    """Return label maps in which confident predictions of some classes have replaced what they contradict.
+
+    With y the label, p the probabilities, k the most probable class and S = {0} and the classes to correct:
+
+    ``segthor``: images without a foreground class of S are left alone. Elsewhere k is written where p of some
+    foreground class > ``threshold`` or p of background > ``background_threshold`` (not tied to k: with unequal
+    thresholds k may be the class that did not pass), y and k are in S, and k is background or occurs in the image's y.
+    IGNORE is never refilled.
+
+    ``voc``: images without a foreground class of S are left alone, unless they have no foreground at all. k is written
+    where the largest p > ``threshold``, k is in S and, in images with foreground, k (0 too) occurs in y. IGNORE is
+    refilled, unless ``mode`` is ``both``. Nothing is done where ``classes`` names no foreground class.
+
+    Args:
+        label: [B, *S] integer, current labels; IGNORE where nobody has said.
+        probs: [B, K, *S] probabilities.
+        classes: Classes to correct; background always belongs to them.
+        threshold: Probability that must be exceeded (the authors: 0.7 ``segthor``, 0.8 ``voc``).
+        rule: Which of the authors' two code bases.
+        background_threshold: ``segthor``: threshold of background; None: the same.
+        class_constraint: Write a class only into images whose label has it.
+        logic255: ``segthor``: afterwards every voxel labelled other than 0 whose k is 0 becomes IGNORE, however sure.
+        mode: ``voc``: ``both`` asks that y is in S too, ``single`` does not.
+        veto: ``voc``: leave an image as it was if its labels other than 0 (IGNORE counts) would shrink below half and
+            more than 95 % of it would be background.
+
+    Returns:
+        [B, *S], of the label's type.
+
+    Raises:
+        ShapeError: The shapes do not belong together.
+    """
+    if label.shape != (len(probs), *probs.shape[2:]) or label.is_floating_point():
+        raise ShapeError(f"labels {tuple(label.shape)} ({label.dtype}) do not belong to probs {tuple(probs.shape)}")
+    count = probs.shape[1]
+    wanted = sorted({int(c) for c in classes if 0 < int(c) < count})
+    probs = probs.float().flatten(2)
+    y, k = label.flatten(1).long(), hard_labels(probs)
+    table = torch.zeros(max(count, IGNORE) + 1, dtype=torch.bool, device=label.device)
+    table[[0, *wanted]] = True
+    occurs = torch.stack([(y == c).any(1) for c in range(count)], dim=1)  # [B, K]
+    due = occurs[:, wanted].any(1)
+    if rule == "segthor":
+        lowest = threshold if background_threshold is None else background_threshold
+        write = ((probs[:, 1:].amax(1) > threshold) | (probs[:, 0] > lowest)) & table[y] & table[k]
+        if class_constraint:
+            write &= (k == 0) | occurs.gather(1, k)
+        new = torch.where(write, k, y)
+        if logic255:
+            new = torch.where((y != 0) & (k == 0), IGNORE, new)
+    else:
+        empty = ~occurs[:, 1:].any(1)
+        due = (due | empty) if wanted else due
+        write = (probs.amax(1) > threshold) & table[k]
+        if mode == "both":
+            write &= table[y]
+        if class_constraint:
+            write &= empty[:, None] | occurs.gather(1, k)
+        new = torch.where(write, k, y)
+        if veto:
+            due = due & ~_vetoed(y, new)
+    return torch.where(due[:, None], new, y).to(label.dtype).view(label.shape)
+
+
+def _vetoed(old: Tensor, new: Tensor) -> Tensor:
+    """Return [B] for labels [B, n]: less than half of what is not 0 is left, and more than 95 % is 0."""
+    return ((new != 0).sum(1) < 0.5 * (old != 0).sum(1)) & ((new == 0).float().mean(1) > 0.95)
+
+
+# -- the losses ---------------------------------------------------------------------------------------------------------
+
+
+def multiscale_consistency(
+    logits: Sequence[Tensor],
+    label: Tensor,
+    *,
+    gate: float = 0.8,
+    weights: Sequence[float] | Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Return the divergence of the scales from their mean prediction.
+
+    ``q = clamp(Σ_s w_s p_s, 0.001, 0.999)`` and ``J = Σ_s Σ_c p_s log(p_s / q)`` per voxel, the sum over scales not
+    weighted; gradients flow through q. An image whose largest q, background included, where its label is not IGNORE
+    stays below ``gate`` adds 0, but counts in the mean. (The paper divides by the number of scales.)
+
+    Args:
+        logits: One [B, K, *S] per scale s, all resized to one grid.
+        label: [B, *S].
+        gate: Smallest confidence ρ of an image's surest voxel.
+        weights: w, one per scale, summing to 1; None: all equal.
+        valid: [B, 1, *S] bool; voxels outside count nowhere. None: all count.
+
+    Returns:
+        Scalar, the mean over batch and voxels; slightly below 0 at worst, since q is clamped.
+    """
+    with torch.autocast(label.device.type, enabled=False):
+        shares = _shares(logits, weights)
+        logs = [z.float().log_softmax(1) for z in logits]
+        probs = [log.exp() for log in logs]
+        mixture = sum((w * p for w, p in zip(shares, probs, strict=True)), torch.zeros(())).clamp(1e-3, 1 - 1e-3)
+        mixed = mixture.log()
+        divergence = torch.zeros_like(label, dtype=torch.float32)
+        for p, log in zip(probs, logs, strict=True):
+            divergence = divergence + (p * (log - mixed)).sum(1)
+        known = label != IGNORE
+        inside = torch.ones_like(known) if valid is None else valid.reshape(known.shape)
+        surest = (mixture.detach().amax(1) * (known & inside)).flatten(1).amax(1)
+        opened = (surest >= gate).view(-1, *([1] * (label.ndim - 1)))
+        return (divergence * (opened & inside)).sum() / inside.sum().clamp_min(1)
+
+
+def multiscale_cross_entropy(
+    logits: Sequence[Tensor],
+    label: Tensor,
+    *,
+    weights: Sequence[float] | Tensor | None = None,
+    temperature: float | None = None,
+    reduction: Literal["all", "known"] = "all",
+) -> Tensor:
+    """Return the cross-entropy summed over scales.
+
+    The authors weigh the logits, ``Σ_s CE(w_s z_s, y)``, which for n equal weights is cross-entropy at temperature n.
+    With a ``temperature`` T it is ``Σ_s n w_s CE(z_s / T, y)``: T = n is the authors' for equal weights, T = 1 the usual.
+
+    Args:
+        logits: One [B, K, *S] per scale s, all resized to one grid.
+        label: [B, *S] int64 with IGNORE where nobody has said.
+        weights: w, one per scale, summing to 1; None: all equal.
+        temperature: T; None: the authors' form.
+        reduction: Mean over ``all`` voxels, IGNORE adding 0 (the authors'), or over the ``known``.
+
+    Returns:
+        Scalar; 0 with a gradient where nothing is known.
+    """
+    count = len(logits)
+    with torch.autocast(label.device.type, enabled=False):
+        total: Tensor = logits[0].new_zeros((), dtype=torch.float32)
+        for w, z in zip(_shares(logits, weights), logits, strict=True):
+            scores = w * z.float() if temperature is None else z.float() / temperature
+            term = F.cross_entropy(scores, label, ignore_index=IGNORE, reduction="sum")
+            total = total + (term if temperature is None else count * w * term)
+        voxels = (label != IGNORE).sum().clamp_min(1) if reduction == "known" else label.numel()
+        return total / voxels
+
+
+def _shares(logits: Sequence[Tensor], weights: Sequence[float] | Tensor | None) -> list[float | Tensor]:
+    """Return one weight per scale.
+
+    Raises:
+        ShapeError: There is not one weight per scale, or the scales differ in shape.
+    """
+    if weights is not None and len(weights) != len(logits):
+        raise ShapeError(f"{len(weights)} weights for {len(logits)} scales")
+    if len({tuple(z.shape) for z in logits}) != 1:
+        raise ShapeError(f"the scales have the shapes {[tuple(z.shape) for z in logits]}; resize them to one grid")
+    return [1 / len(logits)] * len(logits) if weights is None else list(weights)
