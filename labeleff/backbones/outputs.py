@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,8 +59,7 @@ def check_patch(backbone: nn.Module, task: Task, patch: Sequence[int]) -> None:
     """
     if _accepts(backbone, task, patch):
         return
-    for divisor in (2, 4, 8, 16, 32, 64):
-        nearest = [max(divisor, round(n / divisor) * divisor) for n in patch]
+    for divisor, nearest in _rounded(patch):
         if nearest != list(patch) and _accepts(backbone, task, nearest):
             raise ShapeError(
                 f"data.patch is {list(patch)}, which this backbone cannot take; multiples of {divisor} work, such as {nearest}"
@@ -70,6 +70,33 @@ def check_patch(backbone: nn.Module, task: Task, patch: Sequence[int]) -> None:
     )
 
 
+def nearest_size(backbone: nn.Module, task: Task, size: Sequence[float]) -> tuple[int, ...]:
+    """Return a size that a network takes: the one asked for rounded down, or the nearest multiples of 2, 4, … 64.
+
+    Args:
+        backbone: The network; it is tried in eval mode, and left as it was.
+        task: What it is given.
+        size: Size asked for, voxels, one number per axis.
+
+    Raises:
+        ShapeError: None of these can be taken.
+    """
+    floor = tuple(max(1, math.floor(n)) for n in size)
+    for candidate in (floor, *(tuple(nearest) for _, nearest in _rounded(size))):
+        if _accepts(backbone, task, candidate):
+            return candidate
+    raise ShapeError(
+        f"this backbone takes neither {list(floor)} nor a multiple of 2, 4, … 64 near it: it cannot see images of "
+        "several sizes"
+    )
+
+
+def _rounded(size: Sequence[float]) -> Iterator[tuple[int, list[int]]]:
+    """Yield divisors and the multiples of them that are nearest to a size."""
+    for divisor in (2, 4, 8, 16, 32, 64):
+        yield divisor, [max(divisor, round(n / divisor) * divisor) for n in size]
+
+
 def _accepts(backbone: nn.Module, task: Task, patch: Sequence[int]) -> bool:
     training = {module: module.training for module in backbone.modules()}
     state = torch.get_rng_state()
@@ -77,7 +104,8 @@ def _accepts(backbone: nn.Module, task: Task, patch: Sequence[int]) -> bool:
     try:
         with torch.no_grad():
             backbone.eval()
-            output = backbone(torch.zeros(1, task.channels, *patch, device=device))
+            # past the hooks: a trial is not an image that a method sees
+            output = backbone.forward(torch.zeros(1, task.channels, *patch, device=device))
         return tuple(output.shape) == (1, task.num_classes, *patch)
     except (RuntimeError, ValueError, AssertionError, IndexError):
         return False

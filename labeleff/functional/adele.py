@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
+from labeleff.functional.losses import voxel_blocks
 from labeleff.functional.regions import hard_labels
 
 CorrectionRule = Literal["segthor", "voc"]
@@ -25,6 +27,7 @@ Start = Literal["reference", "relative"]
 LARGEST_FIT = 100
 """Evaluations of one fit: a fit that has not settled by then (steps, flat curves) is not worth waiting for."""
 RISE, SEEN = 0.1, 0.02
+SMALLEST = 1e-3
 SHIFT = 1e-6
 """The derivative is taken at t + 1e-6, as in the authors' code."""
 
@@ -247,19 +250,65 @@ def multiscale_consistency(
         Scalar, the mean over batch and voxels; slightly below 0 at worst, since q is clamped.
     """
     with torch.autocast(label.device.type, enabled=False):
-        shares = _shares(logits, weights)
-        logs = [z.float().log_softmax(1) for z in logits]
-        probs = [log.exp() for log in logs]
-        mixture = sum((w * p for w, p in zip(shares, probs, strict=True)), torch.zeros(())).clamp(1e-3, 1 - 1e-3)
-        mixed = mixture.log()
-        divergence = torch.zeros_like(label, dtype=torch.float32)
-        for p, log in zip(probs, logs, strict=True):
-            divergence = divergence + (p * (log - mixed)).sum(1)
-        known = label != IGNORE
+        maps = [z.float().flatten(2) for z in logits]
+        shares = torch.stack([torch.as_tensor(w, dtype=torch.float32) for w in _shares(logits, weights)])
+        divergence, surest = _Divergence.apply(shares.to(label.device), *maps)  # type: ignore[no-untyped-call]
+        known = (label != IGNORE).flatten(1)
         inside = torch.ones_like(known) if valid is None else valid.reshape(known.shape)
-        surest = (mixture.detach().amax(1) * (known & inside)).flatten(1).amax(1)
-        opened = (surest >= gate).view(-1, *([1] * (label.ndim - 1)))
-        return (divergence * (opened & inside)).sum() / inside.sum().clamp_min(1)
+        opened = (surest * (known & inside)).amax(1, keepdim=True) >= gate
+        total: Tensor = (divergence * (opened & inside)).sum()
+        return total / inside.sum().clamp_min(1)
+
+
+class _Divergence(torch.autograd.Function):
+    """J and the largest q, [b, n] each, of n weights and n maps [b, k, n], and the gradient of J by hand.
+
+    With p the softmax, P = Σ_s p_s and q the clamped mixture, ``∂J/∂z_s = p_s (g - Σ_c p_s g)`` and
+    ``g = log p_s - log q - w_s P / q``, the last only where q is not clamped; ``∂J/∂w_s = -Σ_c p_s P / q``. On the CPU it
+    goes block by block, see :func:`voxel_blocks`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shares: Tensor, *logits: Tensor) -> tuple[Tensor, Tensor]:
+        divergence = logits[0].new_zeros(len(logits[0]), logits[0].shape[2])
+        surest = torch.empty_like(divergence)
+        to_logits = [
+            torch.empty_like(z) if needed else None for z, needed in zip(logits, ctx.needs_input_grad[1:], strict=True)
+        ]
+        to_shares = [torch.empty_like(divergence) for _ in logits] if ctx.needs_input_grad[0] else []
+        for block in voxel_blocks(logits[0]):
+            flat = block[::2]
+            logs = [F.log_softmax(z[block], dim=1) for z in logits]
+            probs = [log.exp() for log in logs]
+            both = torch.zeros_like(probs[0])
+            raw = torch.zeros_like(both)
+            for w, p in zip(shares, probs, strict=True):
+                both += p
+                raw += w * p
+            q = raw.clamp(SMALLEST, 1 - SMALLEST)
+            surest[flat] = q.amax(1)
+            pull = (both / q).mul_(raw == q)
+            mixed = q.log_()
+            for s, (p, log) in enumerate(zip(probs, logs, strict=True)):
+                log -= mixed
+                divergence[flat] += (p * log).sum(1)
+                if to_shares:
+                    to_shares[s][flat] = -(p * pull).sum(1)
+                target = to_logits[s]
+                if target is not None:
+                    log.sub_(pull * shares[s]).mul_(p)
+                    torch.addcmul(log, p, log.sum(1, keepdim=True), value=-1, out=target[block])
+        ctx.save_for_backward(*to_logits, *to_shares)
+        ctx.count = len(logits)
+        ctx.mark_non_differentiable(surest)
+        return divergence, surest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        to_logits, to_shares = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        of_shares = torch.stack([(upstream * d).sum() for d in to_shares]) if to_shares else None
+        return of_shares, *(None if d is None else d * upstream.unsqueeze(1) for d in to_logits)
 
 
 def multiscale_cross_entropy(

@@ -71,7 +71,7 @@ class _RegionSums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         probs = torch.empty_like(logits)
         likelihood, overlap, size, present = logits.new_zeros(4, *logits.shape[:2], masks.shape[1])
-        for block in _blocks(logits):
+        for block in voxel_blocks(logits):
             log_p, y = F.log_softmax(logits[block], dim=1), _one_hot_block(label, block, logits)
             m, p = masks[block].transpose(1, 2), torch.exp(log_p, out=probs[block])
             likelihood.baddbmm_(log_p.mul_(y), m)
@@ -90,7 +90,7 @@ class _RegionSums(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None]:
         probs, label, masks = ctx.saved_tensors
         grad = torch.empty_like(probs)
-        for block in _blocks(probs):
+        for block in voxel_blocks(probs):
             p, m, y = probs[block], masks[block], _one_hot_block(label, block, probs)
             of_p = torch.bmm(to_size, m)
             if ctx.squared:
@@ -106,7 +106,7 @@ def _small(label: Tensor, num_classes: int) -> Tensor:
     return label.to(torch.uint8) if num_classes <= 256 else label
 
 
-def _blocks(maps: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+def voxel_blocks(maps: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Cut [b, k, n] along the voxels into pieces that fit into a core's cache; off the CPU: all at once."""
     count = maps.shape[2]
     size = (

@@ -356,6 +356,18 @@ def test_gradients_are_those_of_differences():
             assert float(moving[s].grad[place]) == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=1e-3, abs=1e-6)
 
 
+def test_weights_can_be_learned():
+    logits, label = scales((6, 5), spread=1.0)
+    weights = torch.tensor([0.5, 0.2, 0.3], requires_grad=True)
+    multiscale_consistency(logits, label, gate=0.1, weights=weights).backward()
+    for s in range(3):
+        sides = []
+        for sign in (1, -1):
+            shaken = [float(w) + sign * 1e-5 * (i == s) for i, w in enumerate(weights.tolist())]
+            sides.append(naive_losses(logits, label, gate=0.1, weights=shaken)[0])
+        assert float(weights.grad[s]) == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-3, abs=1e-6)
+
+
 def test_nothing_known():
     logits, label = scales((6, 5))
     unknown = torch.full_like(label, IGNORE)
