@@ -243,4 +243,7 @@ def test_the_same_image_twice_in_training_is_a_warning():
     contents = {case.id: case.id for case in data.cases}
     found = audit(data, split, contents=contents | {split.unlabelled[0]: contents[split.labelled[0]]})
     assert not found.leaks
-    assert f"{split.labelled[0]!r} (labelled) and {split.unlabelled[0]!r} (unlabelled) are the same image" in found.warnings[0]
+    assert (
+        f"{split.labelled[0]!r} (labelled) and {split.unlabelled[0]!r} (unlabelled) are the same image"
+        in found.warnings[0]
+    )
