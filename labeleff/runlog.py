@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -62,6 +63,14 @@ class RunLog:
         """Draw one point in TensorBoard; steps count on through the stages."""
         if self._board is not None:
             self._board.add_scalar(name, value, self._offsets[stage] + step)
+
+    def revision(self, stage: int, step: int, values: Mapping[str, float | list[float | None]]) -> None:
+        """Note what an annotator says of a revision; only numbers are drawn in TensorBoard, curves are in the lines."""
+        if self.write and values:
+            self._lines.append(json.dumps({"stage": stage, "step": step, "annotator": dict(values)}))
+            for name, value in values.items():
+                if not isinstance(value, list):
+                    self.scalar(stage, step, f"annotator/{name}", value)
 
     def image(self, stage: int, step: int, name: str, picture: NDArray[np.uint8]) -> None:
         """Show a picture [3, H, W] in TensorBoard."""

@@ -389,6 +389,7 @@ class Run:
             author = f"{stage.annotator.name}" if stage.annotator else ""
             revision = self.data.annotations.apply(_edits(answers), step=step, stage=index, author=author)
             self.log.say(f"stage {index}, step {step}: {author} made revision {revision} of the labels")
+            self.log.revision(index, step, annotator.describe(progress))
         if _is_distributed():
             torch.distributed.barrier()
         self.revision += 1

@@ -50,11 +50,25 @@ RECIPES = {
             },
         ]
     ),
+    "label_correction": tiny(
+        stages=[
+            {
+                "strategy": "adele",
+                "steps": 10,
+                "batch": 4,
+                "augment": AUGMENT,
+                "annotator": {"name": "label_correction", "windows": 5, "start": "none", "points": 2, "r": 0.01}
+                | {"threshold": 0.3},
+                "revise_every": 3,
+            }
+        ]
+    ),
 }
 POINTS = {  # some of every kind: inside a step, while a checkpoint is written, at a stage's edge, inside a revision
     "supervised": ["write:9", "step:4", "rename:9", "edge:2", "step:1"],
     "bcp": ["step:2", "write:14", "edge:2", "rename:8", "step:1"],
     "pseudo_labels": ["step:5", "revise:2", "edge:1", "write:12", "revise:3", "step:1"],
+    "label_correction": ["step:5", "revise:1", "edge:1", "step:2"],
 }
 
 
@@ -105,7 +119,7 @@ def test_killed_twenty_times(name, tmp_path, cache):
     recipe = longer(RECIPES[name], 8)
     run(load_recipe(recipe), tmp_path / "whole", cache=cache)
     generator = random.Random(name)
-    kinds = ["step", "write", "rename", "edge"] + (["revise"] if name == "pseudo_labels" else [])
+    kinds = ["step", "write", "rename", "edge"] + (["revise"] if name in ("pseudo_labels", "label_correction") else [])
     points = [f"{generator.choice(kinds)}:{generator.randint(1, 4)}" for _ in range(20)]
     assert killed_run(recipe, tmp_path / "killed", cache, points, tmp_path) == 20
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

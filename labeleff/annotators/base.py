@@ -30,3 +30,7 @@ class Annotator(nn.Module, ABC):
     @abstractmethod
     def revise(self, cases: Iterable[Reviewed], progress: Progress) -> Iterator[Edit | Question]:
         """Yield edits and questions. All cases may be read before the first is yielded."""
+
+    def describe(self, progress: Progress) -> Mapping[str, float | list[float | None]]:  # noqa: ARG002
+        """Return numbers and curves for the log, asked for after each revision. Default: none."""
+        return {}

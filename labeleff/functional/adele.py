@@ -1,7 +1,7 @@
 """ADELE: labels are corrected class by class once the training-IoU curve of the class has stopped rising fast.
 
 Liu, Liu, Zhu, Shen and Fernandez-Granda, "Adaptive Early-Learning Correction for Segmentation from Noisy Annotations",
-CVPR 2022, arXiv:2110.03740. Where the paper and the authors' code differ, this is the code, and options name the rest.
+CVPR 2022, arXiv:2110.03740. This follows the authors' two code bases, for SegTHOR and for VOC; options name where they differ.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def fit_early_learning(iou: ArrayLike) -> tuple[float, float, float]:
 
     Bounded least squares (0 <= a, b <= 1, c >= 0) from (1, 1, 1); the standard deviations of the points fall
     geometrically from 1 to 0.1, so that the last squared residual weighs 100 times the first. As in the authors' code
-    the n points lie equally spaced from 0 to n inclusive, which puts the first one where f is 0. The paper writes
-    ``a (1 - exp(-b t^c))``: b = 1 / c here, c = b here, the exponent not bounded above.
+    the n points lie equally spaced from 0 to n inclusive, which puts the first one where f is 0.
 
     Args:
         iou: [n] IoU per epoch, in [0, 1]. NaN: not measured, left out at its place.
@@ -237,7 +236,7 @@ def multiscale_consistency(
 
     ``q = clamp(Σ_s w_s p_s, 0.001, 0.999)`` and ``J = Σ_s Σ_c p_s log(p_s / q)`` per voxel, the sum over scales not
     weighted; gradients flow through q. An image whose largest q, background included, where its label is not IGNORE
-    stays below ``gate`` adds 0, but counts in the mean. (The paper divides by the number of scales.)
+    stays below ``gate`` adds 0, but counts in the mean.
 
     Args:
         logits: One [B, K, *S] per scale s, all resized to one grid.

@@ -1,0 +1,235 @@
+"""ADELE, the labels: wrong ones are corrected class by class, from when the class stops being learned fast.
+
+Liu et al., CVPR 2022, arXiv:2110.03740. The training step that goes with it is the strategy ``adele``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from labeleff.annotators.base import Annotator
+from labeleff.batch import IGNORE, Batch, Progress
+from labeleff.edits import Edit, Reviewed
+from labeleff.errors import RecipeError
+from labeleff.functional.adele import CorrectionRule, Start, correct_labels, correction_epoch, flat_start
+from labeleff.functional.regions import hard_labels
+from labeleff.registry import register
+
+
+@register("annotator", "label_correction")
+class LabelCorrection(Annotator):
+    """Overwrite labels of a class with confident predictions once its training-IoU curve has lost its slope.
+
+    The curve of a class has one IoU per window of steps, pooled over all voxels of the window, between the labels and
+    the logits that the strategy hands back, at no extra pass. Windows take the place of the authors' epochs: there are
+    ``windows`` of them in the stage, however many steps or cases it has. A window without a voxel of the class is left
+    out of its curve. The curves are judged when labels are revised (``revise_every``), window by window. With several
+    processes the curves are those of the first one's share.
+
+    Parity with the authors' code, SegTHOR: ``against=current, start=reference, points=2, repeat=segthor,
+    source=current`` with ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none,
+    points=2``. Differs from the authors: predictions are those of the whole case in eval mode by the run's sliding
+    window, not those of training (SegTHOR) or over several scales (VOC).
+
+    Args:
+        rule: Which of the authors' rules, see ``correct_labels``.
+        threshold: Probability that must be exceeded.
+        background_threshold: ``segthor``: that of background; 0: the same.
+        class_constraint: Write a class only where the label of the case has it.
+        slice_axis: Axis of volumes whose slices are images for themselves in the rule; -1: the case is one image.
+        mode: ``voc``: ``single``, or ``both``: only labels of background and of classes that are due are overwritten.
+        veto: ``voc``: leave labels alone that would all but vanish.
+        logic255: ``segthor``: labelled voxels that are predicted as background become unknown.
+        r: Share of its first slope that a curve must have lost.
+        windows: Number of windows in the stage.
+        against: Labels that the curve compares with: as ``given``, or the ``current`` ones.
+        start: What is left out at the start of a curve: nothing (``none``), or see ``flat_start``; by ``reference`` a
+            class that never rises by 0.1 from one window to the next is never corrected.
+        points: Fewest points that a curve is judged by.
+        repeat: ``latch``: a class that was once due stays so; ``segthor``: it must be due again to be corrected again,
+            which is possible at every ``every`` windows.
+        every: Of ``repeat=segthor``, windows; 0: at each, negative: a class is corrected once.
+        source: What is corrected: the labels as ``given``, anew each time, or the ``current`` ones, so that corrections
+            add up. Voxels nobody gave keep their current label either way.
+    """
+
+    role: ClassVar[str] = "labelled"
+    counts: Tensor  # [windows, 3, K] int64: voxels in common, predicted, labelled
+    total: Tensor  # steps of the stage when counting began
+    checked: Tensor  # windows that were judged
+    need: Tensor  # [K] due
+    done: Tensor  # [K] corrected since the last multiple of ``every``
+    since: Tensor  # [K] windows done when first due, -1: never
+
+    def __init__(
+        self,
+        *,
+        rule: CorrectionRule = "segthor",
+        threshold: float = 0.7,
+        background_threshold: float = 0.0,
+        class_constraint: bool = True,
+        slice_axis: int = -1,
+        mode: Literal["single", "both"] = "single",
+        veto: bool = True,
+        logic255: bool = False,
+        r: float = 0.9,
+        windows: int = 100,
+        against: Literal["given", "current"] = "given",
+        start: Literal["relative", "reference", "none"] = "relative",
+        points: int = 4,
+        repeat: Literal["latch", "segthor"] = "latch",
+        every: int = 10,
+        source: Literal["given", "current"] = "given",
+    ) -> None:
+        super().__init__()
+        if not 0 <= threshold <= 1 or not 0 <= background_threshold <= 1 or not 0 < r < 1:
+            raise ValueError("threshold and background_threshold must lie in [0, 1], r in (0, 1)")
+        if windows < 2 or points < 2:
+            raise ValueError("windows and points must be at least 2: a curve has two points")
+        self.rule: dict[str, Any] = {
+            "rule": rule,
+            "threshold": threshold,
+            "background_threshold": background_threshold or None,
+            "class_constraint": class_constraint,
+            "mode": mode,
+            "veto": veto,
+            "logic255": logic255,
+        }
+        self.slice_axis, self.r, self.windows, self.against = slice_axis, r, windows, against
+        self.start, self.points, self.repeat, self.every, self.source = start, points, repeat, every, source
+        for name in ("counts", "total", "checked", "need", "done", "since"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
+        self._length = 0
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Take the shapes that were saved: the number of classes is known from the first step on only."""
+        for name, tensor in self.named_buffers(recurse=False):
+            if prefix + name in state_dict:
+                setattr(self, name, state_dict[prefix + name].to(tensor.device).clone())
+        self._length = 0
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # -- the curves -----------------------------------------------------------------------------------------------------
+
+    def observe(self, batch: Mapping[str, Batch], logits: Mapping[str, Tensor], progress: Progress) -> None:
+        """Count one step's voxels.
+
+        Raises:
+            RecipeError: The strategy does not hand back the logits of the labelled stream.
+        """
+        if "labelled" not in logits or "labelled" not in batch:
+            raise RecipeError(
+                "annotator 'label_correction' needs the logits of labelled images; this strategy does not hand them back: "
+                "use adele, supervised or mean_teacher"
+            )
+        scores, share = logits["labelled"], batch["labelled"]
+        if not len(self.counts):
+            self._begin(scores, progress)
+        window = self._finished(progress.step)
+        if window < len(self.counts):
+            label = (share.label if self.against == "current" else share.given).to(torch.uint8)
+            predicted = torch.where(label == IGNORE, IGNORE, hard_labels(scores)).to(torch.uint8)
+            for c in range(1, scores.shape[1]):
+                is_, said = predicted == c, label == c
+                self.counts[window, :, c] += torch.stack([(is_ & said).sum(), is_.sum(), said.sum()])
+
+    def _begin(self, scores: Tensor, progress: Progress) -> None:
+        classes, device = scores.shape[1], scores.device
+        self.counts = torch.zeros(min(self.windows, progress.total), 3, classes, dtype=torch.int64, device=device)
+        self.total = torch.tensor(progress.total, device=device)
+        self.checked = torch.tensor(0, device=device)
+        self.need, self.done = torch.zeros(2, classes, dtype=torch.bool, device=device)
+        self.since = torch.full((classes,), -1, device=device)
+        self._length = progress.total
+
+    def _finished(self, step: int) -> int:
+        """Return how many windows are whole after so many steps: the number of the window that the next belongs to."""
+        self._length = self._length or int(self.total)  # read once: looking at a tensor waits for the device
+        return step * len(self.counts) // self._length
+
+    def curves(self, finished: int) -> NDArray[np.float64]:
+        """Return the IoU [K, finished] per class and window; NaN where no voxel of the class was labelled."""
+        common, predicted, labelled = self.counts[:finished].double().cpu().permute(1, 2, 0).numpy()
+        iou: NDArray[np.float64] = common / (labelled + predicted - common + 1e-10)
+        return np.where(labelled > 0, iou, np.nan)
+
+    def _from(self, curve: NDArray[np.float64]) -> int:
+        """Return the window from which a class is due, as its curve so far has it; the number of windows: not at all."""
+        rule: Start = "reference" if self.start == "none" else self.start
+        skipped = 0 if self.start == "none" else flat_start(curve, rule=rule)
+        if np.isfinite(curve[skipped:]).sum() < self.points:
+            return len(self.counts)
+        return correction_epoch(
+            curve, total=len(self.counts), r=self.r, skip_flat_start=self.start != "none", start=rule
+        )
+
+    # -- the labels -----------------------------------------------------------------------------------------------------
+
+    def revise(self, cases: Iterable[Reviewed], progress: Progress) -> Iterator[Edit]:
+        """Yield one edit per case and kind of change, with its mean confidence; nothing while no class is due."""
+        due = self._due(progress) if len(self.counts) else []
+        if due:
+            note = "due since window " + ", ".join(f"{int(self.since[c])} (class {c})" for c in due)
+            for case in cases:
+                yield from self._edits(case, due, note)
+
+    def _due(self, progress: Progress) -> list[int]:
+        """Judge the windows that have become whole since the last time."""
+        finished = min(self._finished(progress.step), len(self.counts))
+        curves, fresh = self.curves(finished), range(int(self.checked) + 1, finished + 1)
+        for count in fresh:
+            for c in range(1, len(curves)):
+                if not self.need[c] and count - 1 >= self._from(curves[c, :count]):
+                    self.need[c] = True
+                    self.since[c] = count if self.since[c] < 0 else self.since[c]
+            if self.repeat == "segthor":
+                if self.every == 0 or (self.every > 0 and count % self.every == 0):
+                    self.done.zero_()
+                self.need &= ~self.done
+        self.checked.fill_(finished)
+        if self.repeat == "segthor":
+            self.done |= self.need
+        return [c for c in range(1, len(curves)) if self.need[c] and (fresh or self.repeat == "latch")]
+
+    def _edits(self, case: Reviewed, due: list[int], note: str) -> Iterator[Edit]:
+        probs = case.probs.mean(0)
+        old = case.label
+        base = old if self.source == "current" else np.where(case.given == IGNORE, old, case.given)
+        new = self._corrected(torch.from_numpy(base), probs, due)
+        for before in np.unique(old[old != new]):
+            for after in np.unique(new[(old == before) & (old != new)]):
+                where = (old == before) & (new == after)
+                sides = [
+                    np.flatnonzero(where.any(tuple(a for a in range(old.ndim) if a != axis)))
+                    for axis in range(old.ndim)
+                ]
+                box = tuple(slice(int(s[0]), int(s[-1]) + 1) for s in sides)
+                sure = float(probs[int(after)].numpy()[where].mean()) if after < len(probs) else float("nan")
+                origin = tuple(s.start for s in box)
+                yield Edit(case.case, new[box].copy(), "corrected", origin, where[box], sure, note)
+
+    def _corrected(self, label: Tensor, probs: Tensor, due: list[int]) -> NDArray[np.uint8]:
+        """Return the corrected label [*S]; the images of the rule are the case, or its slices."""
+        if self.slice_axis < 0 or label.ndim < 3:
+            found = correct_labels(label[None], probs[None], due, **self.rule)[0]
+        else:
+            slices = label.movedim(self.slice_axis, 0), probs.movedim(self.slice_axis + 1, 0)
+            found = correct_labels(*slices, due, **self.rule).movedim(0, self.slice_axis)
+        return np.ascontiguousarray(found.numpy())
+
+    def describe(self, progress: Progress) -> Mapping[str, float | list[float | None]]:
+        """Return per class the curve (``iou``), the ``window`` from which it is due as of now, and ``due_since``."""
+        found: dict[str, float | list[float | None]] = {}
+        if len(self.counts):
+            finished = min(self._finished(progress.step), len(self.counts))
+            for c, curve in enumerate(self.curves(finished)[1:], start=1):
+                found[f"iou/{c}"] = [None if np.isnan(v) else round(float(v), 6) for v in curve]
+                found[f"window/{c}"] = float(self._from(curve))
+                found[f"due_since/{c}"] = float(self.since[c])
+        return found
