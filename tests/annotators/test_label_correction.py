@@ -1,6 +1,7 @@
 """Label correction: curves counted by hand, triggers, repetition, what is written, and a task where labels get better."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.edits import Reviewed
 from labeleff.errors import RecipeError
 from labeleff.functional.adele import correct_labels, correction_epoch
+from labeleff.recipe_io import load_recipe
 from labeleff.registry import build
+from labeleff.runner import run
 from labeleff.strategies.adele import Adele
 from labeleff.testing import ToyNet, toy_geometry
+
+from ..test_resume import RECIPES
 
 WINDOW = np.arange(1, 101)
 FAST = 0.8 * (1 - np.exp(-WINDOW / 1.5))
@@ -274,6 +279,17 @@ def test_what_is_refused():
     for options in ({"threshold": 1.2}, {"r": 1.0}, {"windows": 1}, {"points": 1}):
         with pytest.raises(RecipeError, match="annotator 'label_correction'"):
             build("annotator", "label_correction", **options)
+
+
+def test_a_run_corrects_its_labels_and_writes_the_curves_down(tmp_path, cache):
+    run(load_recipe(RECIPES["label_correction"]), tmp_path, cache=cache)
+    changes = AnnotationStore.open(tmp_path / "annotations").history()
+    assert {(c["by"], c["author"]) for c in changes} == {("label_correction", "corrected")}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if "annotator" in line]
+    assert [line["step"] for line in told] == [3, 6, 9]
+    assert [len(line["annotator"]["iou/1"]) for line in told] == [1, 3, 4]  # windows of two steps
+    assert {c["step"] for c in changes} == {6, 9}
 
 
 # -- it helps ---------------------------------------------------------------------------------------------------------------
