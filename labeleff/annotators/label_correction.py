@@ -52,8 +52,9 @@ class LabelCorrection(Annotator):
         start: What is left out at the start of a curve: nothing (``none``), or see ``flat_start``; by ``reference`` a
             class that never rises by 0.1 from one window to the next is never corrected.
         points: Fewest points that a curve is judged by.
-        repeat: ``latch``: a class that was once due stays so; ``segthor``: it must be due again to be corrected again,
-            which is possible at every ``every`` windows.
+        repeat: ``latch``: a class that was once due stays so, even if that was a plateau before it was learned;
+            ``present``: it is due while its curve so far says so; ``segthor``: it must be due again to be corrected
+            again, which is possible at every ``every`` windows.
         every: Of ``repeat=segthor``, windows; 0: at each, negative: a class is corrected once.
         source: What is corrected: the labels as ``given``, anew each time, or the ``current`` ones, so that corrections
             add up. Voxels nobody gave keep their current label either way.
@@ -83,7 +84,7 @@ class LabelCorrection(Annotator):
         against: Literal["given", "current"] = "given",
         start: Literal["relative", "reference", "none"] = "relative",
         points: int = 4,
-        repeat: Literal["latch", "segthor"] = "latch",
+        repeat: Literal["latch", "present", "segthor"] = "latch",
         every: int = 10,
         source: Literal["given", "current"] = "given",
     ) -> None:
@@ -184,6 +185,8 @@ class LabelCorrection(Annotator):
         finished = min(self._finished(progress.step), len(self.counts))
         curves, fresh = self.curves(finished), range(int(self.checked) + 1, finished + 1)
         for count in fresh:
+            if self.repeat == "present":
+                self.need.zero_()
             for c in range(1, len(curves)):
                 if not self.need[c] and count - 1 >= self._from(curves[c, :count]):
                     self.need[c] = True
@@ -195,7 +198,7 @@ class LabelCorrection(Annotator):
         self.checked.fill_(finished)
         if self.repeat == "segthor":
             self.done |= self.need
-        return [c for c in range(1, len(curves)) if self.need[c] and (fresh or self.repeat == "latch")]
+        return [c for c in range(1, len(curves)) if self.need[c] and (fresh or self.repeat != "segthor")]
 
     def _edits(self, case: Reviewed, due: list[int], note: str) -> Iterator[Edit]:
         probs = case.probs.mean(0)

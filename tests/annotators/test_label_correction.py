@@ -185,6 +185,18 @@ def test_a_latched_class_stays_due():
     assert [annotator._due(Progress(s, 200)) for s in (10, 12, 20, 20)] == [[], [1], [1], [1]]
 
 
+def test_a_plateau_before_a_class_is_learned_fires_for_good_or_for_a_while():
+    late = 0.2 * (1 - np.exp(-WINDOW / 1.5)) + 0.7 / (1 + np.exp(-(WINDOW - 30) / 3))
+    due = {}
+    for repeat in ("latch", "present"):
+        annotator = LabelCorrection(repeat=repeat)
+        for window in range(70):
+            observe(annotator, (late, SLOW), window)
+        due[repeat] = [annotator._due(Progress(s, 200)) for s in (20, 70, 140)]
+        assert annotator.since[1] <= 10
+    assert due == {"latch": [[1], [1], [1]], "present": [[1], [], [1]]}
+
+
 # -- what is written --------------------------------------------------------------------------------------------------------
 
 
