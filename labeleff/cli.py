@@ -23,8 +23,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-LISTS = ("strategies", "annotators", "backbones", "datasets", "recipes", "benchmarks")
-KINDS = {"strategies": "strategy", "annotators": "annotator", "backbones": "backbone", "datasets": "dataset"}
+LISTS = ("strategies", "annotators", "backbones", "datasets", "noise", "recipes", "benchmarks")
+KINDS = {
+    "strategies": "strategy",
+    "annotators": "annotator",
+    "backbones": "backbone",
+    "datasets": "dataset",
+    "noise": "noise",
+}
 
 
 def _recipes() -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -23,15 +24,19 @@ from labeleff.data.audit import Audit, check_audit
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import Case, Manifest
 from labeleff.data.module import StepData, make_loader
+from labeleff.data.noise.base import NoiseModel
+from labeleff.data.noise.measure import Achieved
 from labeleff.data.sampling import StreamPlan
 from labeleff.data.split import Split, evenly, make_split
 from labeleff.data.store import ImageStore
-from labeleff.errors import DataError, RecipeError, RunError, did_you_mean
+from labeleff.errors import DataError, RecipeError, RunError, SplitError, did_you_mean
 from labeleff.evaluation.evaluate import Viewer
 from labeleff.files import write_json
-from labeleff.recipe import Recipe, Stage
+from labeleff.recipe import Component, Recipe, Stage
 from labeleff.strategies.base import Strategy
 
+HIDDEN = "hidden"
+"""Folder of a run that keeps the clean labels where label noise was asked for: for diagnostics, never for training."""
 DEFAULT_CACHE = Path.home() / ".cache" / "labeleff" / "prepared"
 
 
@@ -237,6 +242,9 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         contamination=spec.contamination,
         slices=spec.slices,
     )
+    noise = make_noise(spec.noise)
+    if noise is not None and spec.drop_noisy:
+        split = without_noisy(split, noise)
     ndim = spec.dimensions or manifest.axes
     if not 2 <= ndim <= manifest.axes or len(spec.patch) != ndim:
         raise RecipeError(
@@ -274,6 +282,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
             store,
             slices=spec.slices,
             slice_axis=spec.slice_axis,
+            noise=spec.noise,
             write=write,
         ),
         task=task,
@@ -299,6 +308,32 @@ def _write_split(folder: Path, split: Split, audit: Audit) -> None:
     write_json(folder / "audit.json", audit.to_dict())
 
 
+@overload
+def make_noise(noise: Component) -> NoiseModel: ...
+@overload
+def make_noise(noise: Component | None) -> NoiseModel | None: ...
+def make_noise(noise: Component | None) -> NoiseModel | None:
+    """Return the label-noise model that a recipe names."""
+    if noise is None:
+        return None
+    model: NoiseModel = registry.build("noise", noise.name, **noise.options)
+    return model
+
+
+def without_noisy(split: Split, noise: NoiseModel) -> Split:
+    """Return a split in which the cases that the noise touches are unlabelled.
+
+    Raises:
+        SplitError: None is left.
+    """
+    kept = tuple(i for i in split.labelled if not noise.touches(i))
+    gone = tuple(i for i in split.labelled if noise.touches(i))
+    if not kept:
+        raise SplitError("data.drop_noisy: the noise touches every labelled case; lower data.noise.share")
+    note = f"{len(gone)} of {len(split.labelled)} labelled cases have wrong labels and are used without them"
+    return replace(split, labelled=kept, unlabelled=split.unlabelled + gone, notes=(*split.notes, note))
+
+
 def _annotations(
     folder: Path,
     dataset: DataSet,
@@ -308,17 +343,44 @@ def _annotations(
     *,
     slices: int | None,
     slice_axis: int | None,
+    noise: Component | None,
     write: bool,
 ) -> AnnotationStore:
     """Open the run's labels, or make them from those of the labelled cases: no other label file is touched."""
     if (folder / "current").exists() or not write:
         return AnnotationStore.open(folder)
     shapes = {i: store.shape(i) for i in split.labelled + split.unlabelled}
-    labels = ((i, on_grid(dataset.read_label(manifest.case(i)), store, i)) for i in split.labelled)
-    if slices is not None and manifest.axes == 3:
-        axis = manifest.slice_axis if slice_axis is None else slice_axis
-        labels = ((i, only_slices(label, axis, slices)) for i, label in labels)
-    return AnnotationStore.create(folder, shapes, labels)
+    axis = manifest.slice_axis if slice_axis is None else slice_axis
+
+    def stored(labels: Iterable[tuple[str, NDArray[np.uint8]]]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        for case, label in labels:
+            found = on_grid(label, store, case)
+            yield case, found if slices is None or manifest.axes != 3 else only_slices(found, axis, slices)
+
+    given = ((i, dataset.read_label(manifest.case(i))) for i in split.labelled)
+    if noise is None:
+        return AnnotationStore.create(folder, shapes, stored(given))
+    AnnotationStore.create(folder.parent / HIDDEN, shapes, stored(given))
+    achieved = Achieved(manifest.classes)
+    noisy = _corrupted(make_noise(noise), dataset, manifest, split, achieved)
+    annotations = AnnotationStore.create(folder, shapes, stored(noisy))
+    model = {"name": noise.name, **noise.options}
+    found = {"model": model, "labels_sha256": annotations.digest(), **achieved.summary()}
+    write_json(folder.parent / "noise.json", found)
+    return annotations
+
+
+def _corrupted(
+    noise: NoiseModel, dataset: DataSet, manifest: Manifest, split: Split, achieved: Achieved
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield the labelled cases with labels made wrong, and count what that did."""
+    for case in map(manifest.case, split.labelled):
+        clean = dataset.read_label(case)
+        found = noise.corrupt(
+            clean, case=case.id, names=manifest.classes, spacing=case.spacing, slice_axis=manifest.slice_axis
+        )
+        achieved.add(case.id, clean, found.label, spacing=case.spacing, strength=found.strength)
+        yield case.id, found.label
 
 
 def only_slices(label: NDArray[np.uint8], axis: int, count: int) -> NDArray[np.uint8]:

@@ -30,6 +30,9 @@ class Data:
         unlabelled: ``rest`` of the training list, ``none``, a number of patients, or ``5x``: five times the labelled ones.
         foreign: Domain whose training patients are never labelled, and join the unlabelled ones only by ``contamination``.
         contamination: Share of the unlabelled patients that are foreign, in place of as many others.
+        noise: Label-noise model by which the labels of labelled patients are made wrong, once, before anything is learned;
+            null: they stay as they are. Validation and test labels are never touched.
+        drop_noisy: Instead of learning from the cases that the noise touches, treat them as unlabelled.
         evaluate_on: ``test``, or ``development``: a fixed part of the training list, never used for claims.
         development: Patients of the development part, cut from the end of the training list of a fixed shuffle.
         spacing: Resample to this voxel size, mm; null keeps the grid.
@@ -48,6 +51,8 @@ class Data:
     unlabelled: int | str = "rest"
     foreign: str = ""
     contamination: float = 0.0
+    noise: Component | None = None
+    drop_noisy: bool = False
     evaluate_on: Literal["test", "development"] = "test"
     development: int = 0
     spacing: tuple[float, ...] | None = None

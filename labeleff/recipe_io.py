@@ -22,7 +22,7 @@ from labeleff.errors import RecipeError, did_you_mean
 from labeleff.recipe import Component, Recipe, Stage
 
 LARGEST_FILE = 1 << 20
-_COMPONENTS = ("dataset", "backbone", "strategy", "annotator")
+_COMPONENTS = ("dataset", "backbone", "strategy", "annotator", "noise")
 _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}")
 
 
@@ -220,7 +220,10 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError("stages: at least one stage is needed")
     _check_ranges(recipe)
 
-    data = replace(recipe.data, dataset=_completed("dataset", recipe.data.dataset, "data.dataset"))
+    noise = _completed("noise", recipe.data.noise, "data.noise") if recipe.data.noise else None
+    if recipe.data.drop_noisy and noise is None:
+        raise RecipeError("data.drop_noisy: there is no label noise to drop cases for; name a model as data.noise")
+    data = replace(recipe.data, dataset=_completed("dataset", recipe.data.dataset, "data.dataset"), noise=noise)
     return replace(
         recipe,
         data=data,

@@ -11,18 +11,19 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import metadata
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from labeleff.errors import RecipeError, did_you_mean
 
-Kind = Literal["strategy", "annotator", "backbone", "dataset"]
+Kind = Literal["strategy", "annotator", "backbone", "dataset", "noise"]
 PACKAGES: Mapping[str, str] = {
     "strategy": "labeleff.strategies",
     "annotator": "labeleff.annotators",
     "backbone": "labeleff.backbones",
     "dataset": "labeleff.data.formats",
+    "noise": "labeleff.data.noise",
 }
 _registered: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in PACKAGES}
 _discovered: set[str] = set()
@@ -112,12 +113,19 @@ def get(kind: Kind, name: str) -> Callable[..., Any]:
 
 def options(factory: Callable[..., Any]) -> dict[str, Option]:
     """Return the keyword-only options of a class or factory, with types, defaults and help from its docstring."""
-    target = factory.__init__ if inspect.isclass(factory) else factory
-    hints = get_type_hints(target)
-    texts = _argument_texts(inspect.getdoc(factory) or "")
+    # inherited fields are spelt in the words of the module of their class, which only the class knows
+    own = fields(factory) if is_dataclass(factory) and isinstance(factory, type) else ()
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) and not own else factory)
+    texts: dict[str, str] = {}
+    for part in reversed(inspect.getmro(factory)) if inspect.isclass(factory) else (factory,):
+        texts |= _argument_texts(inspect.cleandoc(part.__doc__ or ""))  # options may be inherited
+    made = {f.name: f.default_factory() for f in own if f.default_factory is not MISSING}
     return {
         parameter.name: Option(
-            parameter.name, hints.get(parameter.name, Any), parameter.default, texts.get(parameter.name, "")
+            parameter.name,
+            hints.get(parameter.name, Any),
+            made.get(parameter.name, parameter.default),
+            texts.get(parameter.name, ""),
         )
         for parameter in inspect.signature(factory).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY

@@ -3,6 +3,7 @@
 recipe.yaml  environment.json  split.json  audit.json       what the run is
 metrics.jsonl  tensorboard/                                 what was seen on the way
 annotations/                                                labels and their revisions
+hidden/  noise.json                                         where labels were made wrong: the clean ones, and how wrong
 checkpoints/stage-S-step-N.ckpt (+ .sha256)                 where to go on from
 predictor.safetensors  cases.csv  pictures/  summary.json   what came out
 test_openings.jsonl                                         every time test labels were opened
@@ -157,7 +158,7 @@ class RunDirectory:
         """Remove what a run wrote (``--fresh``), but not the log of test openings, the baseline, or anybody's other files."""
         owned = re.compile(
             r"recipe\.yaml|environment\.json|split\.json|audit\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
-            r"|snapshots|predictor\.safetensors|cases\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
+            r"|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
         )
         for path in self.folder.iterdir():
             if owned.fullmatch(path.name):

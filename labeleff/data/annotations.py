@@ -225,6 +225,11 @@ class AnnotationStore:
             for change in self._record(number)["changes"]
         ]
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the hashes of all label files of the newest revision."""
+        files = self._record(self.revision)["files"]
+        return hashlib.sha256(json.dumps({case: files[case]["sha256"] for case in sorted(files)}).encode()).hexdigest()
+
     def verify(self) -> None:
         """Check the hash of every file and the chain of revisions.
 
