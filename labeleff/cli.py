@@ -169,6 +169,31 @@ def show(
         typer.echo("\n".join(lines) if lines else "no difference")
 
 
+@app.command()
+def corrupt(
+    data: Annotated[str, typer.Argument(help="A manifest (.json), or a recipe for its data set.")],
+    noise: Annotated[str, typer.Argument(help="A label-noise model: labeleff list noise.")],
+    folder: Annotated[Path, typer.Option(help="Where the noisy copy goes; must be new.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[OPTION=VALUE]…", help="Such as target_dice=0.8 over=1.")
+    ] = None,
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Make a copy of a data set whose training labels are wrong, with a report of how wrong; images are not copied.
+
+    [dim]labeleff corrupt left_atrium/supervised distance target_dice=0.8 over=1 --folder noisy[/dim]
+
+    [dim]labeleff run my.yaml data.dataset.name=manifest data.dataset.path=noisy/manifest.json[/dim]
+    """
+    with _reported(debug=debug):
+        _load_plugins(plugin)
+        from labeleff.corruption import corrupt as corrupt_data
+        from labeleff.recipe_io import load_component
+
+        corrupt_data(data, load_component("noise", noise, options or []), folder)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help=", ".join(LISTS) + ".", autocompletion=_complete_list)],

@@ -102,6 +102,18 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         raise RecipeError(f"{name}: {error}") from error
 
 
+def load_component(kind: registry.Kind, name: str, overrides: Sequence[str] = ()) -> Component:
+    """Return a checked component by name and ``option=value``, every default filled in.
+
+    Raises:
+        RecipeError: The name or an option is unknown, has the wrong type or is out of range.
+    """
+    plain: dict[str, Any] = {"name": name}
+    for override in overrides:
+        _override(plain, override, None)
+    return _completed(kind, convert(_resolved(plain), Component, kind), kind)
+
+
 # -- reading ------------------------------------------------------------------------------------------------------------
 
 

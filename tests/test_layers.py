@@ -11,7 +11,19 @@ LAYERS = {
     2: ("data", "backbones", "evaluation"),
     3: ("strategies", "annotators"),
     4: ("recipe", "convert", "recipe_io", "learner", "testing", "index"),
-    5: ("rundir", "runlog", "signals", "prepared", "results", "folds", "runner", "checking", "report", "sweep"),
+    5: (
+        "rundir",
+        "runlog",
+        "signals",
+        "prepared",
+        "results",
+        "folds",
+        "runner",
+        "checking",
+        "corruption",
+        "report",
+        "sweep",
+    ),
     6: ("cli", "__main__", "__init__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -94,7 +94,7 @@ class Nifti(DataSet):
 
     def read_image(self, case: Case) -> NDArray[Any]:
         """Return [1, x, y, z] float32."""
-        return _voxels(case.image[0].path, case.id).astype(np.float32)[None]
+        return voxels(case.image[0].path, case.id).astype(np.float32)[None]
 
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [x, y, z]."""
@@ -105,7 +105,7 @@ class Nifti(DataSet):
             raise DataError(
                 f"case {case.id!r}: {path}: the label's geometry (affine) is not the image's; resample it to the image"
             )
-        return checked_label(_voxels(path, case.id), case, len(self.classes), tuple(header.shape[:3]))
+        return checked_label(voxels(path, case.id), case, len(self.classes), tuple(header.shape[:3]))
 
 
 def _stem(path: Path) -> str:
@@ -126,7 +126,12 @@ def _load(path: Path, name: str) -> Any:
     return image
 
 
-def _voxels(path: Path, name: str) -> NDArray[Any]:
+def voxels(path: Path, name: str) -> NDArray[Any]:
+    """Return the voxels of a NIfTI file in the closest canonical orientation.
+
+    Raises:
+        DataError: They cannot be read.
+    """
     try:
         return np.asarray(nib.as_closest_canonical(_load(path, name)).dataobj)
     except (OSError, EOFError, ValueError) as error:
