@@ -62,7 +62,8 @@ def register(kind: Kind, name: str) -> Callable[[T], T]:
         if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
             raise RecipeError(f"{kind} {name!r} is already registered by {known.__module__}.{known.__qualname__}")
         for option in inspect.signature(factory).parameters.values():
-            if kind != "backbone" and option.kind is not inspect.Parameter.KEYWORD_ONLY:
+            # a class without an __init__ of its own has that of nn.Module, (*args, **kwargs): no options
+            if kind != "backbone" and option.kind in (option.POSITIONAL_ONLY, option.POSITIONAL_OR_KEYWORD):
                 raise RecipeError(f"{kind} {name!r}: option {option.name!r} must be keyword-only (put * before it)")
         _registered[kind][name] = factory
         return factory

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -351,3 +352,32 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, cache):
         assert torch.allclose(one[key], split[key], atol=2e-5), key
     revisions = [sorted(p.name for p in (tmp_path / n / "annotations" / "revisions").iterdir()) for n in ("one", "two")]
     assert revisions[0] == revisions[1] == ["000000.json", "000001.json", "000002.json"]
+
+
+WITNESS = pathlib.Path(__file__).parent / "witness.py"
+
+
+@pytest.mark.parametrize("trainer", [{"workers": 2}, {"devices": 2, "workers": 1}], ids=["workers", "processes"])
+def test_nobody_sees_labels_of_an_earlier_revision(tmp_path, cache, trainer):
+    stage = {"strategy": "watching", "annotator": "rewriting", "steps": 10, "batch": 4, "revise_every": 3}
+    values = tiny(stages=[stage], backbone={"name": "unet", "channels": [4, 8, 16]})
+    values["trainer"] |= {"accelerator": "cpu", **trainer}
+    recipe = tmp_path / "witness.json.yaml"
+    recipe.write_text(json.dumps(values))
+    command_line(recipe, tmp_path / "run", cache, "--plugin", str(WITNESS))
+    assert len(list((tmp_path / "run" / "annotations" / "revisions").iterdir())) == 4
+
+
+def test_stale_labels_would_be_seen(tmp_path, cache, monkeypatch):
+    """The witness is worth something: it stops a run whose reader stays at the first revision."""
+    from labeleff.plugins import load_plugins
+    from labeleff.prepared import Prepared
+
+    registered = {kind: dict(known) for kind, known in registry._registered.items()}
+    monkeypatch.setattr(registry, "_registered", registered)
+    load_plugins([WITNESS])
+    plain = Prepared.loader
+    monkeypatch.setattr(Prepared, "loader", lambda *args, revision, **how: plain(*args, revision=0, **how))
+    stage = {"strategy": "watching", "annotator": "rewriting", "steps": 10, "batch": 4, "revise_every": 3}
+    with pytest.raises(RuntimeError, match="stale"):
+        run(load_recipe(tiny(stages=[stage])), tmp_path, cache=cache)
