@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,10 +33,12 @@ class Case:
         id: Unique name.
         patient: Cases of one patient never play different roles.
         image: One source per channel group.
-        label: None where nobody has labelled the case; never a dummy file.
+        label: None where nobody has labelled the case; never a dummy file. Beside ``raters``: their publishers' consensus,
+            which evaluation measures against; training learns from the raters.
         domain: Site, scanner, stain.
         role: What the publishers of the data set meant it for.
         spacing: Voxel size per axis, mm; None where unknown.
+        raters: Label files of the same image by several people, one each.
     """
 
     id: str
@@ -45,6 +48,12 @@ class Case:
     domain: str = ""
     role: Role = "train"
     spacing: tuple[float, ...] | None = None
+    raters: tuple[Source, ...] = ()
+
+    @property
+    def has_label(self) -> bool:
+        """Somebody has labelled the case."""
+        return self.label is not None or bool(self.raters)
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
             "domain": case.domain,
             "role": case.role,
             "spacing": list(case.spacing) if case.spacing else None,
+            **({"raters": [source(s) for s in case.raters]} if case.raters else {}),
         }
         for case in manifest.cases
     ]
@@ -157,17 +167,21 @@ def read_manifest(path: Path) -> Manifest:
     def source(value: dict[str, str] | None) -> Source | None:
         return None if value is None else Source(path.parent / value["path"], value.get("key", ""))
 
+    def sources(values: Iterable[dict[str, str]]) -> tuple[Source, ...]:
+        return tuple(s for s in map(source, values) if s is not None)
+
     try:
         content = json.loads(path.read_text())
         cases = tuple(
             Case(
                 id=row["id"],
                 patient=row["patient"],
-                image=tuple(s for s in map(source, row["image"]) if s is not None),
+                image=sources(row["image"]),
                 label=source(row["label"]),
                 domain=row["domain"],
                 role=row["role"],
                 spacing=tuple(row["spacing"]) if row["spacing"] else None,
+                raters=sources(row.get("raters", ())),
             )
             for row in content["cases"]
         )

@@ -160,7 +160,7 @@ def _development(manifest: Manifest, pool: list[str], count: int) -> list[str]:
 def _order(manifest: Manifest, training: list[str], labelled: float | str, draw: int) -> list[str]:
     """Return labelled-able patients in the order of labelling, then those that no label is known of."""
     cases = [case for case in manifest.of_role("train") if case.patient in set(training)]
-    without = {case.patient for case in cases if case.label is None}
+    without = {case.patient for case in cases if not case.has_label}
     able = [p for p in training if p not in without]
     if isinstance(labelled, str) and labelled.startswith("first:"):
         if not manifest.official:
@@ -180,7 +180,7 @@ def _order(manifest: Manifest, training: list[str], labelled: float | str, draw:
 
 
 def _count(manifest: Manifest, training: list[str], order: list[str], labelled: float | str) -> int:
-    without = {case.patient for case in manifest.of_role("train") if case.label is None}
+    without = {case.patient for case in manifest.of_role("train") if not case.has_label}
     able = sum(p not in without for p in order)
     text = str(labelled)
     if text == "all":
@@ -254,7 +254,7 @@ def _contaminated(wanted: list[str], strangers: list[str], share: float, draw: i
 
 def _fold(manifest: Manifest, pool: list[str], folds: int, fold: int) -> list[str]:
     """Return the patients of one part; a patient is tested only if all of its cases have labels."""
-    without = {case.patient for case in manifest.of_role("train") if case.label is None}
+    without = {case.patient for case in manifest.of_role("train") if not case.has_label}
     order = [p for p in _order(manifest, pool, "folds", 0) if p not in without]
     if not 2 <= folds <= len(order):
         raise SplitError(
@@ -270,6 +270,6 @@ def _check_labels(manifest: Manifest, test: list[str]) -> None:
         raise SplitError(
             f"{manifest.name}: there is nothing to evaluate on; name test cases, or use evaluate_on: development"
         )
-    missing = next((i for i in test if manifest.case(i).label is None), None)
+    missing = next((i for i in test if not manifest.case(i).has_label), None)
     if missing is not None:
         raise SplitError(f"{manifest.name}: test case {missing!r} has no label; leave it out or add the label")

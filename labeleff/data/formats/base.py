@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ class DataSet(ABC):
     @abstractmethod
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [*S] of 0 … K-1 and IGNORE."""
+
+    def read_votes(self, case: Case) -> NDArray[np.uint8]:
+        """Return what every rater of a case says, [R, *S]; of a case with one label, that as [1, *S].
+
+        Raises:
+            DataError: A label cannot be read, or the raters' labels differ in shape.
+        """
+        own = [replace(case, label=source, raters=()) for source in case.raters] or [case]
+        labels = [self.read_label(one) for one in own]
+        for one, label in zip(own, labels, strict=True):
+            if label.shape != labels[0].shape:
+                raise DataError(
+                    f"case {case.id!r}: {required_label(one)}: the label has shape {label.shape}, that of the first rater "
+                    f"{labels[0].shape}; all raters' labels must be on the image's grid"
+                )
+        return np.stack(labels)
 
     def fingerprint(self, case: Case) -> str:
         """Return what changes when the case's files change, without decoding them."""

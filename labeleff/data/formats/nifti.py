@@ -22,6 +22,10 @@ from labeleff.registry import register
 class Nifti(DataSet):
     """Volumes in ``images/``, labels of the same name in ``labels/``; an image without a label is unlabelled.
 
+    Labels by several people lie in a folder for each of them, such as ``labels_anna/`` and ``labels_ben/``, named in
+    ``raters``; a case may have any number of them. ``labels/`` is then optional: it holds a consensus to measure against, or
+    the labels of cases that only one person has seen.
+
     Axes are brought to the closest canonical orientation (right, anterior, superior) on reading; spacing comes from the
     header. The patient of a case is found in ``patients.csv`` (columns case, patient) where there is one, else in the
     name.
@@ -32,6 +36,7 @@ class Nifti(DataSet):
         test_list: File with the names of the test cases, relative to the folder; one per line.
         patient_pattern: Regular expression whose first group is the patient in a case's name; default: the whole name.
         slice_axis: Axis along which a 2-D network sees slices.
+        raters: Folders with one person's labels each, relative to the folder, in the order of the raters.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Nifti(DataSet):
         test_list: str = "test.list",
         patient_pattern: str = "(.*)",
         slice_axis: int = 2,
+        raters: tuple[str, ...] = (),
     ) -> None:
         if len(classes) < 2:
             raise ValueError("classes needs at least background and one more name")
@@ -51,23 +57,34 @@ class Nifti(DataSet):
             raise ValueError(f"patient_pattern is no regular expression: {error}") from error
         if self.pattern.groups < 1:
             raise ValueError("patient_pattern needs a group in parentheses that is the patient")
+        if len(set(raters)) < len(raters) or {"images", "labels"} & set(raters):
+            raise ValueError(
+                f"raters is {list(raters)}; name every rater's own folder once, images and labels not among them"
+            )
         self.path, self.classes, self.test_list, self.slice_axis = path, tuple(classes), test_list, slice_axis
+        self.raters = tuple(raters)
 
     def manifest(self) -> Manifest:
         """Return one row per file in ``images/``; headers are read, voxels are not.
 
         Raises:
-            DataError: There are no images, a listed case is missing, or a label has no image.
+            DataError: There are no images, a listed case is missing, a label has no image, or a rater no labels.
         """
         folder = data_folder(self.path)
-        files = {_stem(p): p for p in sorted((folder / "images").glob("*.nii*"))}
-        labels = {_stem(p): p for p in sorted((folder / "labels").glob("*.nii*"))}
+        files, labels = _files(folder / "images"), _files(folder / "labels")
+        raters = [_files(folder / name) for name in self.raters]
         if not files:
             raise DataError(
                 f"{folder / 'images'}: no .nii or .nii.gz files; expected images/NAME.nii.gz and labels/NAME.nii.gz"
             )
-        for name in labels.keys() - files.keys():
-            raise DataError(f"{labels[name]}: a label without an image of the same name in {folder / 'images'}")
+        for rater, own in zip(self.raters, raters, strict=True):
+            if not own:
+                raise DataError(
+                    f"{folder / rater}: no .nii or .nii.gz files; data.dataset.raters names folders of labels"
+                )
+        for own in (labels, *raters):
+            for name in own.keys() - files.keys():
+                raise DataError(f"{own[name]}: a label without an image of the same name in {folder / 'images'}")
         test = set(lines_of(folder / self.test_list)) if (folder / self.test_list).exists() else set()
         for name in test - files.keys():
             raise DataError(f"{folder / self.test_list}: test case {name!r} has no image")
@@ -76,7 +93,8 @@ class Nifti(DataSet):
         for name, path in files.items():
             role: Role = "test" if name in test else "train"
             label = Source(labels[name]) if name in labels else None
-            cases.append(Case(name, patients(name), (Source(path),), label, "", role, self._spacing(path, name)))
+            votes = tuple(Source(own[name]) for own in raters if name in own)
+            cases.append(Case(name, patients(name), (Source(path),), label, "", role, self._spacing(path, name), votes))
         return Manifest(folder.name, tuple(cases), self.classes, 3, slice_axis=self.slice_axis)
 
     def _patients(self, folder: Path) -> Any:
@@ -106,6 +124,10 @@ class Nifti(DataSet):
                 f"case {case.id!r}: {path}: the label's geometry (affine) is not the image's; resample it to the image"
             )
         return checked_label(voxels(path, case.id), case, len(self.classes), tuple(header.shape[:3]))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {_stem(path): path for path in sorted(folder.glob("*.nii*"))}
 
 
 def _stem(path: Path) -> str:
