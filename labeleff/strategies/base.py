@@ -26,6 +26,9 @@ class Strategy(nn.Module, ABC):
     supports_regions: ClassVar[bool] = False
     """Works on overlapping regions (sigmoid) too."""
 
+    soft_labels: bool = False
+    """This instance learns from ``Batch.soft`` where it is given: from all raters at once, in place of their majority."""
+
     equivalent_options: ClassVar[Mapping[str, str]] = {}
     """Options whose alternatives may leave a short run as it is, with the reason; all others are checked to matter."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from labeleff.batch import Batch, Progress, StepOutput
-from labeleff.functional.losses import DiceForm, segmentation_loss
+from labeleff.functional.losses import DiceForm, segmentation_loss, soft_segmentation_loss
 from labeleff.functional.robust import generalised_cross_entropy, noise_robust_dice, symmetric_cross_entropy
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy
@@ -23,6 +23,8 @@ ROBUST: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 @register("strategy", "supervised")
 class Supervised(Strategy):
     """L = (CE + Dice) / 2 over the labelled voxels, or a loss that wrong labels disturb less.
+
+    ``dice_ce`` takes several raters' shares of the classes for the label where ``data.raters`` is ``soft``.
 
     Args:
         loss: ``dice_ce``, or ``generalised_cross_entropy`` (q = 0.7), ``symmetric_cross_entropy`` (α = 0.1, β = 1) or
@@ -42,12 +44,15 @@ class Supervised(Strategy):
         super().__init__()
         self.loss = loss
         self.dice: DiceForm = dice
+        self.soft_labels = loss == "dice_ce"
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:  # noqa: ARG002
         """Return ``supervised``: the segmentation loss of the labelled stream."""
         labelled = batch["labelled"]
         logits = backbone(labelled.image)
-        if self.loss == "dice_ce":
+        if labelled.soft is not None and self.soft_labels:
+            loss = soft_segmentation_loss(logits, labelled.soft, dice=self.dice)
+        elif self.loss == "dice_ce":
             loss = segmentation_loss(logits, labelled.label, dice=self.dice)
         else:
             loss = ROBUST[self.loss](logits, labelled.label)

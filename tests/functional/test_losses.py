@@ -7,7 +7,13 @@ import torch
 
 from labeleff.batch import IGNORE
 from labeleff.functional import losses
-from labeleff.functional.losses import one_hot, probability_mse, region_losses, segmentation_loss
+from labeleff.functional.losses import (
+    one_hot,
+    probability_mse,
+    region_losses,
+    segmentation_loss,
+    soft_segmentation_loss,
+)
 
 
 def test_two_voxels_by_hand():
@@ -108,3 +114,49 @@ def test_half_precision_sums_many_voxels():
     dice = 1 - (2 * 0.5 / (0.25 + 1) + 0) / 2
     assert float(value) == pytest.approx((math.log(2) + dice) / 2, rel=5e-5)
     assert bool(logits.grad.isfinite().all())
+
+
+def test_soft_labels_by_hand():
+    # probabilities of class 1: 0.8 and 0.4; two of three raters, and one of four, say 1; nobody says anything of the third
+    logits = torch.tensor([[[0.0, 0.0, 0.0], [math.log(4), math.log(2 / 3), 5.0]]])
+    target = torch.tensor([[[1 / 3, 3 / 4, 0.0], [2 / 3, 1 / 4, 0.0]]])
+    ce = -(1 / 3 * math.log(0.2) + 2 / 3 * math.log(0.8) + 3 / 4 * math.log(0.6) + 1 / 4 * math.log(0.4)) / 2
+    overlap_0, overlap_1 = 0.2 / 3 + 0.6 * 3 / 4, 0.8 * 2 / 3 + 0.4 / 4
+    dice_0 = 1 - 2 * overlap_0 / (0.2**2 + 0.6**2 + 1 / 9 + 9 / 16)
+    dice_1 = 1 - 2 * overlap_1 / (0.8**2 + 0.4**2 + 4 / 9 + 1 / 16)
+    expected = (ce + (dice_0 + dice_1) / 2) / 2
+    assert soft_segmentation_loss(logits, target).item() == pytest.approx(expected, rel=1e-6)
+    dice_0, dice_1 = 1 - 2 * overlap_0 / (0.8 + 13 / 12), 1 - 2 * overlap_1 / (1.2 + 11 / 12)
+    expected = (ce + (dice_0 + dice_1) / 2) / 2
+    assert soft_segmentation_loss(logits, target, dice="linear").item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dice", ["squared", "linear"])
+def test_soft_labels_of_one_opinion_are_hard_ones(dice):
+    torch.manual_seed(2)
+    logits = torch.randn(3, 4, 5, 6, requires_grad=True)
+    label = torch.randint(4, (3, 5, 6))
+    label[:, :2] = IGNORE
+    label[2] = IGNORE
+    hard, soft = (
+        segmentation_loss(logits, label, dice=dice),
+        soft_segmentation_loss(logits, one_hot(label, 4), dice=dice),
+    )
+    assert soft.item() == pytest.approx(hard.item(), rel=1e-6)
+    (one,), (two,) = torch.autograd.grad(hard, logits), torch.autograd.grad(soft, logits)
+    assert torch.allclose(one, two, atol=1e-7)
+
+
+def test_the_squared_soft_loss_is_smallest_at_the_shares():
+    shares = torch.tensor([[0.3, 0.6], [0.7, 0.4]]).unsqueeze(0)
+    best = shares.log().requires_grad_()
+    soft_segmentation_loss(best, shares).backward()
+    assert best.grad.abs().max() < 1e-7
+
+
+def test_no_soft_label_is_zero_with_a_gradient():
+    logits = torch.randn(1, 2, 4, requires_grad=True)
+    loss = soft_segmentation_loss(logits, torch.zeros(1, 2, 4))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
