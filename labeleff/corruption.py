@@ -17,6 +17,7 @@ from labeleff.data.formats.base import DataSet
 from labeleff.data.formats.manifest_file import readable
 from labeleff.data.manifest import Case, Manifest, Source, write_manifest
 from labeleff.data.noise.measure import Achieved
+from labeleff.data.raters import check_alone
 from labeleff.errors import RunError
 from labeleff.files import write_atomically, write_json
 from labeleff.prepared import make_noise
@@ -43,11 +44,13 @@ def corrupt(data: str, noise: Component, folder: Path) -> dict[str, Any]:
     Raises:
         RunError: The folder holds something already.
         DataError: The data cannot be read.
+        RecipeError: Cases have several raters.
     """
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: not empty; a noisy copy is made in a folder of its own")
     dataset = open_data(data)
     manifest, model = dataset.manifest(), make_noise(noise)
+    check_alone(manifest, data)
     achieved, cases = Achieved(manifest.classes), []
     for case in track(manifest.cases, description="corrupting", console=console(), transient=True):
         wrong = None

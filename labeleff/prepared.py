@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from labeleff import registry
 from labeleff.backbones.outputs import check_patch
 from labeleff.batch import IGNORE, Batch, Stream, Task
+from labeleff.data import raters
 from labeleff.data.annotations import AnnotationStore
 from labeleff.data.audit import Audit, check_audit
 from labeleff.data.formats.base import DataSet
@@ -29,10 +31,10 @@ from labeleff.data.noise.measure import Achieved
 from labeleff.data.sampling import StreamPlan
 from labeleff.data.split import Split, evenly, make_split
 from labeleff.data.store import ImageStore
-from labeleff.errors import DataError, RecipeError, RunError, SplitError, did_you_mean
+from labeleff.errors import DataError, RecipeError, RunError, SplitError, StoreError, did_you_mean
 from labeleff.evaluation.evaluate import Viewer
 from labeleff.files import write_json
-from labeleff.recipe import Component, Recipe, Stage
+from labeleff.recipe import Component, Data, Recipe, Stage
 from labeleff.strategies.base import Strategy
 
 HIDDEN = "hidden"
@@ -57,6 +59,8 @@ class Prepared:
     annotations: AnnotationStore
     task: Task
     slice_axis: int | None
+    raters: Mapping[str, Any] | None = None
+    """How far the raters of the labelled cases agree, see ``data.raters``; None where every case has one."""
 
     # -- networks -------------------------------------------------------------------------------------------------------
 
@@ -159,6 +163,7 @@ class Prepared:
             augment=stage.augment,
             seed=self.recipe.seed,
             stage=index,
+            num_classes=self.task.num_classes,
             rank=rank,
             world=world,
         )
@@ -189,6 +194,20 @@ class Prepared:
         ids = self.split.validation if role == "validation" else self.split.test
         return [self.manifest.case(i) for i in ids]
 
+    def reference(self, case: Case) -> NDArray[np.uint8]:
+        """Return the label [*S] that an evaluation case is measured against, on the grid the case came in."""
+        return raters.reference(self.dataset, case, self.recipe.data.raters)
+
+    def votes(self, case: str) -> NDArray[np.uint8]:
+        """Return what the raters of a labelled case say [R, *S], on the stored grid; IGNORE outside the budget.
+
+        Raises:
+            StoreError: The case is not in the budget.
+        """
+        if case not in self.split.labelled:
+            raise StoreError(f"case {case!r} is not in the budget of this run; what its raters say is out of reach")
+        return _votes(self.dataset, self.manifest, self.store, self.recipe.data, case)
+
 
 def device_of(recipe: Recipe) -> torch.device:
     """Return where networks are evaluated: the GPU that the recipe lets training use, or the CPU."""
@@ -217,7 +236,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
 
     Args:
         recipe: The run.
-        folder: Its directory: gets ``split.json``, ``audit.json`` and ``annotations/``.
+        folder: Its directory: gets ``split.json``, ``audit.json``, ``annotations/`` and perhaps ``raters.json``.
         cache: Where prepared images are kept.
         write: False on all but the first process.
 
@@ -228,6 +247,9 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     spec = recipe.data
     dataset: DataSet = registry.build("dataset", spec.dataset.name, **spec.dataset.options)
     manifest = dataset.manifest()
+    raters.check_fusion(manifest, spec.raters)
+    if spec.noise is not None:
+        raters.check_alone(manifest, "data.noise")
     split = make_split(
         manifest,
         labelled=spec.labelled,
@@ -280,15 +302,14 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
             manifest,
             split,
             store,
-            slices=spec.slices,
-            slice_axis=spec.slice_axis,
-            noise=spec.noise,
+            spec,
             write=write,
         ),
         task=task,
         slice_axis=None
         if ndim == manifest.axes
         else (manifest.slice_axis if spec.slice_axis is None else spec.slice_axis),
+        raters=_raters(folder / "raters.json", dataset, manifest, split, store, spec) if write else None,
     )
 
 
@@ -340,31 +361,26 @@ def _annotations(
     manifest: Manifest,
     split: Split,
     store: ImageStore,
+    spec: Data,
     *,
-    slices: int | None,
-    slice_axis: int | None,
-    noise: Component | None,
     write: bool,
 ) -> AnnotationStore:
     """Open the run's labels, or make them from those of the labelled cases: no other label file is touched."""
     if (folder / "current").exists() or not write:
         return AnnotationStore.open(folder)
     shapes = {i: store.shape(i) for i in split.labelled + split.unlabelled}
-    axis = manifest.slice_axis if slice_axis is None else slice_axis
-
-    def stored(labels: Iterable[tuple[str, NDArray[np.uint8]]]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        for case, label in labels:
-            found = on_grid(label, store, case)
-            yield case, found if slices is None or manifest.axes != 3 else only_slices(found, axis, slices)
-
-    given = ((i, dataset.read_label(manifest.case(i))) for i in split.labelled)
-    if noise is None:
-        return AnnotationStore.create(folder, shapes, stored(given))
-    AnnotationStore.create(folder.parent / HIDDEN, shapes, stored(given))
+    known = partial(_known, manifest, store, spec)
+    if spec.noise is None:
+        votes = partial(_votes, dataset, manifest, store, spec)
+        labels = ((i, raters.fuse(votes(i), spec.raters, case=i, draw=spec.draw)) for i in split.labelled)
+        kept = [i for i in split.labelled if spec.raters == "soft" and manifest.case(i).raters]
+        return AnnotationStore.create(folder, shapes, labels, ((i, votes(i)) for i in kept))
+    clean = ((i, known(i, dataset.read_label(manifest.case(i)))) for i in split.labelled)
+    AnnotationStore.create(folder.parent / HIDDEN, shapes, clean)
     achieved = Achieved(manifest.classes)
-    noisy = _corrupted(make_noise(noise), dataset, manifest, split, achieved)
-    annotations = AnnotationStore.create(folder, shapes, stored(noisy))
-    model = {"name": noise.name, **noise.options}
+    noisy = _corrupted(make_noise(spec.noise), dataset, manifest, split, achieved)
+    annotations = AnnotationStore.create(folder, shapes, ((i, known(i, label)) for i, label in noisy))
+    model = {"name": spec.noise.name, **spec.noise.options}
     found = {"model": model, "labels_sha256": annotations.digest(), **achieved.summary()}
     write_json(folder.parent / "noise.json", found)
     return annotations
@@ -381,6 +397,34 @@ def _corrupted(
         )
         achieved.add(case.id, clean, found.label, spacing=case.spacing, strength=found.strength)
         yield case.id, found.label
+
+
+def _known(manifest: Manifest, store: ImageStore, spec: Data, case: str, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a label on the stored grid; slices outside the budget are IGNORE."""
+    found = on_grid(label, store, case)
+    if spec.slices is None or manifest.axes != 3:
+        return found
+    return only_slices(found, manifest.slice_axis if spec.slice_axis is None else spec.slice_axis, spec.slices)
+
+
+def _votes(dataset: DataSet, manifest: Manifest, store: ImageStore, spec: Data, case: str) -> NDArray[np.uint8]:
+    """Return what the raters of a case say [R, *S], on the stored grid; slices outside the budget are IGNORE."""
+    votes = dataset.read_votes(manifest.case(case))
+    return np.stack([_known(manifest, store, spec, case, label) for label in votes])
+
+
+def _raters(
+    path: Path, dataset: DataSet, manifest: Manifest, split: Split, store: ImageStore, spec: Data
+) -> dict[str, Any] | None:
+    """Return how far the raters of the labelled cases agree, written to ``raters.json`` once; None without any."""
+    several = [i for i in split.labelled if len(manifest.case(i).raters) > 1]
+    if not several:
+        return None
+    if not path.exists():
+        votes = ((i, _votes(dataset, manifest, store, spec, i)) for i in several)
+        write_json(path, raters.record(votes, manifest.classes, spec.raters))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def only_slices(label: NDArray[np.uint8], axis: int, count: int) -> NDArray[np.uint8]:
@@ -428,5 +472,19 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "validation_patients": patients(split.validation),
         "test_patients": patients(split.test),
         "evaluated_on": split.evaluate_on,
-        "notes": list(split.notes) + list(prepared.audit.warnings),
+        "notes": [*split.notes, *_rater_notes(prepared), *prepared.audit.warnings],
     }
+
+
+def _rater_notes(prepared: Prepared) -> Iterator[str]:
+    """Yield what a reader must know of cases with several raters."""
+    how = prepared.recipe.data.raters
+    if prepared.raters is not None:
+        yield raters.in_words(prepared.raters)
+    if how == "soft":
+        for index, stage in enumerate(prepared.recipe.stages):
+            strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+            if not strategy.soft_labels:
+                yield f"stages.{index}: {stage.strategy.name} as set does not learn from soft labels, but from the majority"
+    if any(case.label is None for case in prepared.evaluation_cases("test")):
+        yield f"evaluated against {'STAPLE' if how == 'staple' else 'the majority'} of the raters where there is no consensus"

@@ -27,6 +27,9 @@ class Data:
         draw: Which random draw of labelled patients; budgets are nested within a draw.
         validation: Patients taken out of the budget for validation, or ``official`` (added to it, and the result says so).
         slices: Slices labelled per labelled patient, evenly spread, the rest unknown; null: all of them.
+        raters: What becomes of several raters' labels of a case: ``majority`` (ties: unknown), ``staple`` (needs SimpleITK),
+            ``random`` (one rater per case, drawn by ``draw``), or ``soft`` (the share of raters for each class, for
+            strategies that learn from it; the majority for the others).
         unlabelled: ``rest`` of the training list, ``none``, a number of patients, or ``5x``: five times the labelled ones.
         foreign: Domain whose training patients are never labelled, and join the unlabelled ones only by ``contamination``.
         contamination: Share of the unlabelled patients that are foreign, in place of as many others.
@@ -48,6 +51,7 @@ class Data:
     draw: int = 0
     validation: int | str = 0
     slices: int | None = None
+    raters: Literal["majority", "staple", "random", "soft"] = "majority"
     unlabelled: int | str = "rest"
     foreign: str = ""
     contamination: float = 0.0
@@ -179,7 +183,7 @@ class Evaluation:
         predictors: ``first`` or ``all`` of the strategy's predictors.
         largest_component: Keep only the largest component of each class at test time.
         oracle: Also report the snapshot that is best on the evaluation cases, as a marked row that is not a result.
-        pictures: Cases drawn: best, median and worst, or none.
+        pictures: Cases drawn: best, median and worst, and labelled ones whose raters differ most; or none.
     """
 
     folds: int = 0

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from labeleff import __version__, registry
 from labeleff.data.manifest import Case
+from labeleff.data.raters import reference
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.tables import rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
 from labeleff.prepared import Prepared, describe
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
-from labeleff.report.pictures import draw_case, overlay_grid, select_cases
+from labeleff.report.pictures import draw_case, draw_raters, overlay_grid, select_cases
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
 from labeleff.strategies.base import Strategy
@@ -31,6 +32,8 @@ from labeleff.strategies.base import Strategy
 ORACLE = "oracle"
 """Selection by the evaluation cases themselves. Reported on request, marked, never a result."""
 
+DISPUTES = 3
+"""Labelled cases whose raters are drawn."""
 
 LEDGER = "test_openings.jsonl"
 """One line whenever evaluation labels are opened: in the run directory, and beside the prepared images for all runs."""
@@ -84,7 +87,7 @@ def validate(
     dice = None
     if cases:
         name, network = next(iter(strategy.predictors(backbone).items()))
-        rows = evaluate({name: network}, cases, data.viewer(network), data.dataset.read_label)
+        rows = evaluate({name: network}, cases, data.viewer(network), data.reference)
         dice = _mean_dice(list(rows))
     return {"stage": stage, "step": step, "dice": dice}
 
@@ -128,6 +131,7 @@ class Results:
         self._save_predictor(networks)
         rows += self._measure(networks, chosen, keep=next(iter(networks)))
         self._pictures([row for row in rows if row["predictor"] == next(iter(networks))])
+        self._disputes()
         current = _tensors("backbone", backbone) | _tensors("strategy", strategy)
         best = best_of(history, last)
         if best is not None and chosen == "last":
@@ -190,7 +194,7 @@ class Results:
             if name == keep:
                 write_prediction(self.directory.folder, case.id, prediction)
 
-        return list(evaluate(networks, cases, viewer, self.data.dataset.read_label, selection=selection, seen=seen))
+        return list(evaluate(networks, cases, viewer, self.data.reference, selection=selection, seen=seen))
 
     def _oracle(self, backbone: nn.Module, strategy: Strategy, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows of the snapshot that is best on the evaluation cases."""
@@ -225,10 +229,7 @@ class Results:
         axis = self.data.manifest.slice_axis
         for rank, case_id in select_cases(rows).items():
             case = self.data.manifest.case(case_id)
-            image, reference = (
-                self.data.dataset.read_image(case)[0].astype(np.float32),
-                self.data.dataset.read_label(case),
-            )
+            image, reference = self.data.dataset.read_image(case)[0].astype(np.float32), self.data.reference(case)
             prediction = read_prediction(self.directory.folder, case_id)
             draw_case(
                 self.directory.folder / "pictures" / f"{rank}-{case_id}.png",
@@ -242,6 +243,21 @@ class Results:
             step = self.recipe.stages[-1].steps
             grid = overlay_grid(image, [reference, prediction], slice_axis=axis)
             self.log.image(len(self.recipe.stages) - 1, step, f"test/{rank}", grid)
+
+    def _disputes(self) -> None:
+        """Draw the labelled cases about which the raters differ most, in a folder of their own: they are no test cases."""
+        if not self.recipe.evaluation.pictures or self.data.raters is None:
+            return
+        ranked = sorted(self.data.raters["cases"], key=lambda row: (-row["disputed"], row["case"]))
+        for row in [row for row in ranked if row["disputed"]][:DISPUTES]:
+            draw_raters(
+                self.directory.folder / "pictures" / "raters" / f"{row['case']}.png",
+                self.data.store.read(row["case"])[0],
+                self.data.votes(row["case"]),
+                title=f"{row['case']}: {row['raters']} raters, disputed {row['disputed']:.2f}",
+                classes=self.data.task.classes,
+                slice_axis=self.data.manifest.slice_axis,
+            )
 
     def _extensions(self) -> list[dict[str, Any]]:
         path = self.directory.folder / "extensions.jsonl"
@@ -277,7 +293,7 @@ def compare(recipe: Recipe, folder: Path, summaries: Mapping[str, Mapping[str, A
             draw_case(
                 folder / "comparison" / drawn.name,
                 dataset.read_image(case)[0].astype(np.float32),
-                dataset.read_label(case),
+                reference(dataset, case, recipe.data.raters),
                 {"baseline": read_prediction(folder / "baseline", name), recipe.name: read_prediction(folder, name)},
                 title=f"{rank} case of {recipe.name}: {name}",
                 classes=manifest.classes,

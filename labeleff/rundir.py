@@ -1,6 +1,7 @@
 """The run directory: what is written while training, atomically, and how much of it still counts on resume.
 
 recipe.yaml  environment.json  split.json  audit.json       what the run is
+raters.json                                                 how far several raters of the labelled cases agree
 metrics.jsonl  tensorboard/                                 what was seen on the way
 annotations/                                                labels and their revisions
 hidden/  noise.json                                         where labels were made wrong: the clean ones, and how wrong
@@ -157,7 +158,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove what a run wrote (``--fresh``), but not the log of test openings, the baseline, or anybody's other files."""
         owned = re.compile(
-            r"recipe\.yaml|environment\.json|split\.json|audit\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
+            r"recipe\.yaml|environment\.json|split\.json|audit\.json|raters\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
             r"|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
         )
         for path in self.folder.iterdir():

@@ -2,6 +2,7 @@
 
     annotations/
       labels/<case>.<revision>.b2nd    immutable label maps
+      labels/<case>.raters.b2nd        what several raters said, where that is learnt from; part of revision 0
       revisions/<revision>.json        case -> file and SHA-256, what was changed, SHA-256 of the revision before
       current                          number of the newest whole revision; renamed into place
 
@@ -47,9 +48,19 @@ class AnnotationStore:
 
     @classmethod
     def create(
-        cls, folder: Path, shapes: Mapping[str, tuple[int, ...]], labels: Iterable[tuple[str, NDArray[np.uint8]]]
+        cls,
+        folder: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        labels: Iterable[tuple[str, NDArray[np.uint8]]],
+        votes: Iterable[tuple[str, NDArray[np.uint8]]] = (),
     ) -> AnnotationStore:
         """Make revision 0 from the given labels; every other case of ``shapes`` is unlabelled.
+
+        Args:
+            folder: Where to.
+            shapes: Shape of every training case.
+            labels: Case and label [*S].
+            votes: Case and the labels of its raters [R, *S], to be kept beside the one label.
 
         Raises:
             DataError: A label is of a case that has no shape, or does not have that shape.
@@ -60,6 +71,8 @@ class AnnotationStore:
         for case, label in labels:
             files[case] = store._write_label(case, 0, store._fitting(case, label, shapes))
         record = {"shapes": {k: list(v) for k, v in shapes.items()}, "files": files, "changes": [], "previous": ""}
+        if raters := {case: store._write_votes(case, own, shapes) for case, own in votes}:
+            record["raters"] = raters
         store._publish(0, record)
         return store
 
@@ -131,7 +144,9 @@ class AnnotationStore:
         if not self.known(case, revision):
             lengths = [len(range(*w.indices(n))) for w, n in zip(window, self.shape(case), strict=True)]
             return np.full(lengths, IGNORE, np.uint8)
-        name = self._record(revision)["files"][case]["file"]
+        return self._window(self._record(revision)["files"][case]["file"], window, case)
+
+    def _window(self, name: str, window: tuple[slice, ...], case: str) -> NDArray[np.uint8]:
         try:
             array: NDArray[np.uint8] = self._array(name)[window]
         except (OSError, RuntimeError, ValueError) as error:
@@ -143,6 +158,21 @@ class AnnotationStore:
     def read_given(self, case: str, box: tuple[slice, ...] | None = None) -> NDArray[np.uint8]:
         """Return the label as it was first given."""
         return self.read(case, box, revision=0)
+
+    def has_votes(self, case: str) -> bool:
+        """Return whether the labels of several raters were given for a case."""
+        return case in self._record(0).get("raters", {})
+
+    def read_votes(self, case: str, box: tuple[slice, ...] | None = None, *, revision: int) -> NDArray[np.uint8] | None:
+        """Return what the raters said [R, *box]; None where they were not kept, or the case was edited since.
+
+        Raises:
+            StoreError: The case is none of this run's, or its file is damaged.
+        """
+        window = box if box is not None else (slice(None),) * len(self.shape(case))
+        if not self.has_votes(case) or self.edited(case, revision):
+            return None
+        return self._window(self._record(0)["raters"][case]["file"], (slice(None), *window), case)
 
     def foreground(self, case: str, revision: int) -> tuple[NDArray[np.int64], ...]:
         """Return some coordinates [n, A] of every foreground class that is present, a fixed selection of each."""
@@ -244,7 +274,7 @@ class AnnotationStore:
                     raise StoreError(
                         f"{self._revision_path(number)}: revision {number - 1} was changed after it was written"
                     )
-            for case, file in record["files"].items():
+            for case, file in [*record["files"].items(), *record.get("raters", {}).items()]:
                 content = (self.folder / "labels" / file["file"]).read_bytes()
                 if hashlib.sha256(content).hexdigest() != file["sha256"]:
                     raise StoreError(f"{file['file']}: the label of case {case!r} was changed after it was written")
@@ -258,8 +288,15 @@ class AnnotationStore:
             raise DataError(f"case {case!r}: the label has shape {label.shape}, the image {tuple(shapes[case])}")
         return label.astype(np.uint8)
 
+    def _write_votes(
+        self, case: str, votes: NDArray[np.uint8], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, str]:
+        return self._write(f"{case}.raters.b2nd", np.stack([self._fitting(case, own, shapes) for own in votes]))
+
     def _write_label(self, case: str, revision: int, label: NDArray[np.uint8]) -> dict[str, str]:
-        name = f"{case}.{revision:06d}.b2nd"
+        return self._write(f"{case}.{revision:06d}.b2nd", label)
+
+    def _write(self, name: str, label: NDArray[np.uint8]) -> dict[str, str]:
         temporary = self.folder / "labels" / f".{name}.{os.getpid()}.tmp.b2nd"
         temporary.unlink(missing_ok=True)
         chunks = tuple(min(n, CHUNK) for n in label.shape)

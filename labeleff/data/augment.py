@@ -101,7 +101,7 @@ def _turn(d: int, i: int, j: int, angle: float) -> NDArray[np.float64]:
 def apply(batch: Batch) -> Batch:
     """Return the batch with the geometry and intensity that its samples were given; the input is left as it is."""
     geometry = batch.geometry
-    image, label, given, valid = batch.image, batch.label, batch.given, batch.valid
+    image, label, given, valid, soft = batch.image, batch.label, batch.given, batch.valid, batch.soft
     moved = _moved(geometry.affine)
     if len(moved):
         grid = _grid(geometry.affine[moved], image.shape[2:])
@@ -117,9 +117,12 @@ def apply(batch: Batch) -> Batch:
         if given is not batch.label:
             given = given.clone()
             given[moved] = (warped[:, 1] + IGNORE).long()
+        if soft is not None:  # taking the nearest voxel's shares is averaging the raters' nearest labels
+            soft = soft.clone()
+            soft[moved] = F.grid_sample(soft[moved], grid, mode="nearest", align_corners=False)
     unedited = batch.given is batch.label
     image = _intensity(image, geometry)
-    return batch._replace(image=image, label=label, given=label if unedited else given, valid=valid)
+    return batch._replace(image=image, label=label, given=label if unedited else given, valid=valid, soft=soft)
 
 
 def replay(array: Tensor, geometry: Geometry, *, mode: Literal["bilinear", "nearest"] = "bilinear") -> Tensor:

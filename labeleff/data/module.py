@@ -17,6 +17,7 @@ from labeleff.data.parcel import Parcel
 from labeleff.data.sampling import Key, Sampler, Spot, StreamPlan
 from labeleff.data.store import ImageStore
 from labeleff.errors import RecipeError
+from labeleff.functional.raters import soft_labels
 
 
 class StepData(Dataset[dict[str, Batch]]):
@@ -38,6 +39,7 @@ class StepData(Dataset[dict[str, Batch]]):
         augment: What is drawn per sample.
         seed: Seed of the run.
         stage: Number of the stage.
+        num_classes: K; where it is given, streams with cases of several raters get ``Batch.soft``.
         rank: This process.
         world: Number of processes.
 
@@ -60,6 +62,7 @@ class StepData(Dataset[dict[str, Batch]]):
         augment: augmentation.Augment,
         seed: int,
         stage: int,
+        num_classes: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -76,6 +79,12 @@ class StepData(Dataset[dict[str, Batch]]):
         self.samplers = {
             name: Sampler(plan, [store.shape(case) for case in plan.cases], self.patch, slice_axis)
             for name, plan in self.plans.items()
+        }
+        # a stream has soft labels in every step or in none, whoever happens to be drawn
+        self.soft = {
+            name: num_classes
+            for name, plan in self.plans.items()
+            if num_classes is not None and any(annotations.has_votes(case) for case in plan.cases)
         }
 
     def __len__(self) -> int:
@@ -98,6 +107,10 @@ class StepData(Dataset[dict[str, Batch]]):
         given = label
         if any(self.annotations.edited(spot.case, self.revision) for spot in spots):
             given = torch.from_numpy(np.stack([s[2] for s in samples])).long()
+        soft = None
+        if name in self.soft:
+            shares = [self._soft(spot, s[1], self.soft[name]) for spot, s in zip(spots, samples, strict=True)]
+            soft = torch.from_numpy(np.stack(shares))
         return Batch(
             image=torch.from_numpy(np.stack([s[0] for s in samples])),
             label=label,
@@ -113,6 +126,7 @@ class StepData(Dataset[dict[str, Batch]]):
                 intensity=torch.from_numpy(np.stack([d[1] for d in draws])),
                 sample=torch.tensor([key.number("noise") for key in keys]),
             ),
+            soft=soft,
             extras={},
         )
 
@@ -121,13 +135,7 @@ class StepData(Dataset[dict[str, Batch]]):
 
     def _read(self, spot: Spot) -> tuple[NDArray[Any], ...]:
         """Return image [C, *S], label [*S], given label [*S] and validity [*S] of a spot, padded to the patch."""
-        shape = self.store.shape(spot.case)
-        box, place = [], []
-        for origin, size, length in zip(spot.origin, spot.size, shape, strict=True):
-            start, stop = max(origin, 0), min(origin + size, length)
-            box.append(slice(start, stop))
-            place.append(slice(start - origin, stop - origin))
-        window = tuple(box)
+        window, inside = self._window(spot)
         image = self.store.read(spot.case, window)
         label = self.annotations.read(spot.case, window, revision=self.revision)
         edited = self.annotations.edited(spot.case, self.revision)
@@ -135,7 +143,6 @@ class StepData(Dataset[dict[str, Batch]]):
         if image.shape[1:] == spot.size:
             valid = np.ones(spot.size, bool)
         else:
-            inside = tuple(place)
             valid = np.zeros(spot.size, bool)
             valid[inside] = True
             image = _padded(image, spot.size, inside, 0.0)
@@ -145,6 +152,26 @@ class StepData(Dataset[dict[str, Batch]]):
             return image, label, given, valid
         axis = self.slice_axis
         return tuple(np.take(array, 0, axis=axis - 3) for array in (image, label, given, valid))
+
+    def _soft(self, spot: Spot, label: NDArray[np.uint8], num_classes: int) -> NDArray[np.float32]:
+        """Return the shares of the raters [K, *S] of a spot, or its one label [*S] as such where there are none."""
+        window, inside = self._window(spot)
+        votes = self.annotations.read_votes(spot.case, window, revision=self.revision)
+        if votes is None:
+            return soft_labels(label[None], num_classes)
+        votes = _padded(votes, spot.size, inside, IGNORE)
+        if self.slice_axis is not None:
+            votes = np.take(votes, 0, axis=self.slice_axis - 3)
+        return soft_labels(votes, num_classes)
+
+    def _window(self, spot: Spot) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Return the part of the case that a spot covers, and where that lies in the patch."""
+        box, place = [], []
+        for origin, size, length in zip(spot.origin, spot.size, self.store.shape(spot.case), strict=True):
+            start, stop = max(origin, 0), min(origin + size, length)
+            box.append(slice(start, stop))
+            place.append(slice(start - origin, stop - origin))
+        return tuple(box), tuple(place)
 
 
 def _padded(array: NDArray[Any], size: tuple[int, ...], inside: tuple[slice, ...], value: float) -> NDArray[Any]:

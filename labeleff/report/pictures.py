@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from labeleff.batch import IGNORE
 from labeleff.files import write_atomically
+from labeleff.functional.raters import disagreement
 
 # Okabe and Ito: told apart with any colour vision
 COLOURS = np.array(
@@ -111,6 +112,65 @@ def draw_case(
     colours = [COLOURS[1 + (i - 1) % (len(COLOURS) - 1)] for i in range(1, len(classes))]
     handles = [Patch(color=c, label=n) for c, n in zip(colours, classes[1:], strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+
+
+def draw_raters(
+    path: Path,
+    image: NDArray[Any],
+    votes: NDArray[np.uint8],
+    *,
+    title: str,
+    classes: Sequence[str],
+    slice_axis: int = 0,
+) -> None:
+    """Write a PNG: rows are slices with disputes; columns the image, every rater's contours on it, and where they disagree.
+
+    Args:
+        path: Where to.
+        image: [*S], one channel.
+        votes: [R, *S] labels of the raters.
+        title: Heading.
+        classes: Names, background first.
+        slice_axis: Axis of a volume that is cut.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    disputes = disagreement(votes, len(classes))
+    places = list(dict.fromkeys(interesting(disputes, slice_axis)))
+    views = slices_of(grey(image), slice_axis, places)
+    ratio = views[0].shape[0] / views[0].shape[1]
+    figure = Figure(figsize=(2.9 * 3 + 0.5, 2.9 * ratio * len(views) + 0.9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(views), 3, squeeze=False)
+    columns = ("image", "raters", "disagreement")
+    colours = [tuple(COLOURS[1 + index % (len(COLOURS) - 1)]) for index in range(len(votes))]
+    for row, view in enumerate(views):
+        for axes, name in zip(grid[row], columns, strict=True):
+            axes.imshow(view, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if row == 0:
+                axes.set_title(name, fontsize=9)
+        for own, colour in zip(votes, colours, strict=True):
+            label = slices_of(own, slice_axis, places)[row]
+            for value in np.setdiff1d(label, [0, IGNORE]):
+                if (label != value).any():  # a class that fills the slice has no contour
+                    grid[row, 1].contour(label == value, levels=[0.5], colors=[colour], linewidths=0.9)
+        heat = slices_of(disputes, slice_axis, places)[row]
+        shown = grid[row, 2].imshow(
+            np.ma.masked_equal(heat, 0), cmap="inferno", vmin=0, vmax=1, interpolation="nearest"
+        )
+        if image.ndim == 3:
+            grid[row, 0].set_ylabel(f"slice {places[row]}", fontsize=8)
+    figure.colorbar(shown, ax=grid[:, 2].tolist(), shrink=0.7)
+    handles = [Line2D([], [], color=colour, label=f"rater {i + 1}") for i, colour in enumerate(colours)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -40,7 +40,7 @@ class ManifestFile(DataSet):
         """
         found = read_manifest(Path(self.path).expanduser())
         for case in found.cases:
-            for source in (*case.image, *((case.label,) if case.label is not None else ())):
+            for source in (*case.image, *((case.label,) if case.label is not None else ()), *case.raters):
                 if not readable(source):
                     raise DataError(
                         f"{self.path}: case {case.id!r}: {source.path.name} is none of {', '.join(SUFFIXES)}"
