@@ -63,12 +63,27 @@ RECIPES = {
             }
         ]
     ),
+    "soft": tiny(
+        data=tiny()["data"] | {"dataset": tiny()["data"]["dataset"] | {"raters": 3}, "raters": "soft"},
+        stages=[
+            {
+                "strategy": "supervised",
+                "steps": 8,
+                "batch": 4,
+                "augment": AUGMENT,
+                "annotator": {"name": "pseudo_labels", "threshold": 0.4},
+                "revise_every": 4,
+                "streams": {"labelled": {"role": "all"}},
+            },
+        ],
+    ),
 }
 POINTS = {  # some of every kind: inside a step, while a checkpoint is written, at a stage's edge, inside a revision
     "supervised": ["write:9", "step:4", "rename:9", "edge:2", "step:1"],
     "bcp": ["step:2", "write:14", "edge:2", "rename:8", "step:1"],
     "pseudo_labels": ["step:5", "revise:2", "edge:1", "write:12", "revise:3", "step:1"],
     "label_correction": ["step:5", "revise:1", "edge:1", "step:2"],
+    "soft": ["rename:3", "write:8", "step:3", "revise:1", "step:1"],  # the first two while raters' labels are copied
 }
 
 

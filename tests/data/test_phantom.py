@@ -74,3 +74,19 @@ def test_as_a_data_set():
     for options in ({"ndim": 4}, {"patients": 0}, {"size": (4, 4)}, {"sites": 9}):
         with pytest.raises(ValueError, match=r"ndim is 2 or 3|lengths of at least 8"):
             Phantom(**options)
+
+
+@pytest.mark.parametrize("options", [{"size": (64, 64), "slices": 2}, {"ndim": 3, "size": (24, 48, 48)}])
+def test_raters_draw_the_same_organs_with_borders_of_their_own(options):
+    data = Phantom(patients=3, test=1, raters=3, **options)
+    case, other = data.manifest().cases[0], data.manifest().cases[1]
+    votes, truth = data.read_votes(case), data.read_label(case)
+    assert np.array_equal(votes, data.read_votes(case))
+    assert votes.shape == (3, *truth.shape)
+    assert np.array_equal(truth, Phantom(patients=3, test=1, **options).read_label(case))
+    for value in (1, 2, 3):
+        for own in votes:
+            overlap = 2 * ((own == value) & (truth == value)).sum() / ((own == value).sum() + (truth == value).sum())
+            assert 0.6 < overlap < 0.99
+    moved = [own != truth for own in (*votes, *data.read_votes(other))]
+    assert not any(np.array_equal(a, b) for i, a in enumerate(moved) for b in moved[:i])

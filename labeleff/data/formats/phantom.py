@@ -29,6 +29,8 @@ class Phantom(DataSet):
         seed: Seed of the population.
         foreign: What further unlabelled training patients are, as many as there are others, of the domain ``foreign``:
             ``site`` (an unknown scanner), ``absent`` (no organs) or ``anatomy`` (other organs in other places).
+        raters: People who each draw the organs with borders of their own. Training learns from them, evaluation measures
+            against the truth; 0: training has the truth too.
     """
 
     def __init__(
@@ -42,14 +44,17 @@ class Phantom(DataSet):
         sites: int = 1,
         seed: int = 2024,
         foreign: Literal["none", "site", "absent", "anatomy"] = "none",
+        raters: int = 0,
     ) -> None:
-        if ndim not in (2, 3) or min(patients, test, slices, sites) < 1 or sites > len(phantom.SITES):
-            raise ValueError(f"ndim is 2 or 3; patients, test, slices at least 1; sites 1 … {len(phantom.SITES)}")
+        if ndim not in (2, 3) or min(patients, test, slices, sites) < 1 or sites > len(phantom.SITES) or raters < 0:
+            raise ValueError(
+                f"ndim is 2 or 3; patients, test, slices at least 1; sites 1 … {len(phantom.SITES)}; raters at least 0"
+            )
         self.size = tuple(size) if size is not None else ((96, 96) if ndim == 2 else (40, 56, 56))
         if len(self.size) != ndim or min(self.size) < 8:
             raise ValueError(f"size is {list(self.size)}; give {ndim} lengths of at least 8 voxels")
         self.patients, self.test, self.ndim, self.slices = patients, test, ndim, slices
-        self.sites, self.seed, self.foreign = sites, seed, foreign
+        self.sites, self.seed, self.foreign, self.raters = sites, seed, foreign, raters
 
     def manifest(self) -> Manifest:
         """Return the population: training patients first. Spacing is that of a field of view of 160 mm."""
@@ -61,7 +66,8 @@ class Phantom(DataSet):
                 name = f"p{number:04d}_s{index}" if self.ndim == 2 else f"p{number:04d}"
                 source = Source(Path("phantom") / name)
                 site = f"site{number % self.sites}"
-                cases.append(Case(name, f"p{number:04d}", (source,), source, site, role, spacing))
+                votes = tuple(Source(source.path, str(rater)) for rater in range(self.raters))
+                cases.append(Case(name, f"p{number:04d}", (source,), source, site, role, spacing, votes))
         return Manifest("phantom", (*cases, *self._strangers(spacing)), phantom.CLASSES, self.ndim)
 
     def _strangers(self, spacing: tuple[float, ...]) -> Iterator[Case]:
@@ -90,8 +96,10 @@ class Phantom(DataSet):
         return self._generate(case)[0][None]
 
     def read_label(self, case: Case) -> NDArray[np.uint8]:
-        """Return [*S]."""
-        return self._generate(case)[1]
+        """Return [*S]: the truth, or what the rater in the source's key drew."""
+        label = self._generate(case)[1]
+        rater = case.label.key if case.label is not None else ""
+        return phantom.drawn_by(int(rater), label, self.seed, case.id) if rater else label
 
     def fingerprint(self, case: Case) -> str:
         """Return everything the case is a function of."""
