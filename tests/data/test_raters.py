@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from labeleff.batch import IGNORE
 from labeleff.data import raters
@@ -23,7 +24,10 @@ from labeleff.edits import Edit
 from labeleff.errors import DataError, RecipeError, SplitError, StoreError
 from labeleff.prepared import describe, prepare
 from labeleff.recipe_io import load_recipe
+from labeleff.registry import build
+from labeleff.runner import run
 
+from ..conftest import tiny
 from .test_store import Memory
 from .test_store import prepare as prepare_images
 
@@ -96,6 +100,17 @@ def test_a_case_with_raters_counts_as_labelled():
     bare = replace(manifest, cases=(*cases, replace(cases[2], id="t", patient="t", role="test")))
     with pytest.raises(SplitError, match="'t' has no label"):
         make_split(bare, labelled="all")
+
+
+def test_a_manifest_file_with_raters_is_a_data_set(folder, tmp_path):
+    nifti = Nifti(path=str(folder), raters=tuple(PEOPLE)).manifest()
+    write_manifest(nifti, tmp_path / "set.json")
+    data = build("dataset", "manifest", path=str(tmp_path / "set.json"))
+    assert np.array_equal(data.read_votes(data.manifest().case("n3")), volumes()["n3"][1])
+    first = replace(nifti.cases[0], raters=(Source(Path("x.doc")),))
+    write_manifest(replace(nifti, cases=(first, *nifti.cases[1:])), tmp_path / "set.json")
+    with pytest.raises(DataError, match=r"case 'n0': x.doc is none of"):
+        data.manifest()
 
 
 def test_folders_of_raters(folder):
@@ -199,6 +214,10 @@ def test_asking_for_what_cannot_be(folder, tmp_path, monkeypatch):
     alone = {"name": "phantom", "patients": 4, "test": 1, "size": [32, 32]}
     with pytest.raises(RecipeError, match=r"data.raters is soft, but no case of phantom has several raters"):
         prepare(recipe(folder, dataset=alone, raters="soft"), tmp_path / "run", cache=tmp_path / "cache")
+    with pytest.raises(
+        RecipeError, match=r"data.noise: cases of set have labels by several raters, who err by themselves"
+    ):
+        prepare(recipe(folder, noise="swap"), tmp_path / "run", cache=tmp_path / "cache")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'labeleff\[staple\]'"):
         raters.check_fusion(Nifti(path=str(folder), raters=tuple(PEOPLE)).manifest(), "staple")
@@ -378,3 +397,31 @@ def test_the_store_watches_over_what_raters_said(stores):
         annotations.verify()
     with pytest.raises(DataError, match="the label has shape"):
         AnnotationStore.create(annotations.folder / "x", {"a": (2, 3)}, [], [("a", np.zeros((2, 3, 3), np.uint8))])
+
+
+# -- whole runs ---------------------------------------------------------------------------------------------------------
+
+
+def phantom_run(folder, cache, how):
+    """Run two steps on generated patients with three raters."""
+    plain = tiny(stages=[{"strategy": "supervised", "steps": 2, "batch": 4}], evaluation={"pictures": True})
+    dataset = plain["data"]["dataset"] | {"raters": 3}
+    recipe = load_recipe(plain | {"data": plain["data"] | {"dataset": dataset, "raters": how}})
+    return run(recipe, folder, cache=cache)
+
+
+def test_a_run_leaves_a_record_and_pictures_of_disputes(tmp_path, cache):
+    summary = phantom_run(tmp_path, cache, "soft")
+    record = json.loads((tmp_path / "raters.json").read_text())
+    ranked = sorted(record["cases"], key=lambda row: -row["disputed"])
+    drawn = {path.stem for path in (tmp_path / "pictures" / "raters").glob("*.png")}
+    assert drawn == {row["case"] for row in ranked[:3]}
+    assert len(record["cases"]) == 4  # two patients of two slices
+    assert [note for note in summary["notes"] if "several raters (soft); mean Dice between two: large 0." in note]
+
+
+def test_soft_labels_are_what_a_run_learns_from(tmp_path, cache):
+    for how in ("soft", "majority"):
+        phantom_run(tmp_path / how, cache, how)
+    one, two = (load_file(tmp_path / how / "predictor.safetensors") for how in ("soft", "majority"))
+    assert any(not torch.equal(one[key], two[key]) for key in one)

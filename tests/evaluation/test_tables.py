@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -92,6 +93,26 @@ def test_pictures_are_written_and_repeatable(tmp_path, shape):
     grid = pictures.overlay_grid(image, [reference, reference])
     assert grid.shape == (3, 40, 90)
     assert grid.dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (12, 40, 30)])
+def test_disputes_are_drawn_and_repeatable(tmp_path, shape):
+    image, votes = np.random.default_rng(0).normal(size=shape), np.zeros((3, *shape), np.uint8)
+    votes[:, ..., 10:20, 10:20] = 1
+    votes[2, ..., 10:24, 10:20] = 2
+    votes[1, ..., :3, :] = 255
+    for name in ("one", "two"):
+        pictures.draw_raters(tmp_path / f"{name}.png", image, votes, title="case", classes=("background", "a", "b"))
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    drawn = np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).astype(int)
+    contours = drawn[:, drawn.shape[1] // 3 : 2 * drawn.shape[1] // 3]
+    for rater in (1, 2, 3):  # everybody's colour is there
+        assert (np.abs(contours - np.round(pictures.COLOURS[rater] * 255)).sum(-1) < 12).sum() > 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures.draw_raters(
+            tmp_path / "full.png", image, votes * 0 + 1, title="no border", classes=("background", "a")
+        )
 
 
 def test_overlays_show_the_label_and_nothing_else():
