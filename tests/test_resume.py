@@ -83,7 +83,7 @@ POINTS = {  # some of every kind: inside a step, while a checkpoint is written, 
     "bcp": ["step:2", "write:14", "edge:2", "rename:8", "step:1"],
     "pseudo_labels": ["step:5", "revise:2", "edge:1", "write:12", "revise:3", "step:1"],
     "label_correction": ["step:5", "revise:1", "edge:1", "step:2"],
-    "soft": ["rename:3", "write:8", "step:3", "revise:1", "step:1"],  # the first two while raters' labels are copied
+    "soft": ["rename:10", "revise:1", "step:1"],  # the first while raters' labels are copied
 }
 
 
