@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from labeleff.batch import IGNORE
+from labeleff.corruption import corrupt
 from labeleff.data import raters
 from labeleff.data.annotations import AnnotationStore
 from labeleff.data.augment import Augment, apply
@@ -23,6 +24,7 @@ from labeleff.data.split import make_split
 from labeleff.edits import Edit
 from labeleff.errors import DataError, RecipeError, SplitError, StoreError
 from labeleff.prepared import describe, prepare
+from labeleff.recipe import Component
 from labeleff.recipe_io import load_recipe
 from labeleff.registry import build
 from labeleff.runner import run
@@ -218,6 +220,10 @@ def test_asking_for_what_cannot_be(folder, tmp_path, monkeypatch):
         RecipeError, match=r"data.noise: cases of set have labels by several raters, who err by themselves"
     ):
         prepare(recipe(folder, noise="swap"), tmp_path / "run", cache=tmp_path / "cache")
+    write_manifest(Nifti(path=str(folder), raters=tuple(PEOPLE)).manifest(), tmp_path / "set.json")
+    with pytest.raises(RecipeError, match="who err by themselves"):
+        corrupt(str(tmp_path / "set.json"), Component("swap"), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'labeleff\[staple\]'"):
         raters.check_fusion(Nifti(path=str(folder), raters=tuple(PEOPLE)).manifest(), "staple")
