@@ -74,25 +74,6 @@ def generate(
     return image.reshape(shape), label.reshape(shape)
 
 
-def drawn_by(rater: int, label: NDArray[np.uint8], *key: int | str) -> NDArray[np.uint8]:
-    """Return a label [*S] as one of several people draws it: its borders moved by a smooth field, 4 % of a half field of view.
-
-    Args:
-        rater: Number of the person.
-        label: The true label.
-        key: What else the drawing is a function of.
-    """
-    from scipy import ndimage
-
-    rng = np.random.Generator(np.random.Philox(derive_seed("phantom-rater", GENERATOR_VERSION, rater, *key)))
-    lengths = (1, *label.shape) if label.ndim == 2 else label.shape
-    grid = np.stack(np.meshgrid(*((np.arange(n) + 0.5) / n * 2 - 1 for n in lengths), indexing="ij")).astype(np.float32)
-    moved = grid + _waves(rng, grid * 4, amplitude=0.04, components=4)
-    voxels = (moved + 1) / 2 * np.reshape(lengths, (3, 1, 1, 1)) - 0.5
-    drawn: NDArray[np.uint8] = ndimage.map_coordinates(label.reshape(lengths), voxels, order=0, mode="nearest")
-    return drawn.reshape(label.shape)
-
-
 def _anatomy(rng: np.random.Generator, grid: Field) -> tuple[NDArray[np.uint8], Field]:
     """Return the label and the noise-free intensity of a patient on a grid [3, z, y, x]."""
     angle, scale = rng.normal(0, 0.16), rng.normal(1.0, 0.09, 3)

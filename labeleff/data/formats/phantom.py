@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from labeleff.data import phantom, strangers
+from labeleff.data import hands, phantom, strangers
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import Case, Manifest, Role, Source
 from labeleff.registry import register
@@ -99,7 +99,7 @@ class Phantom(DataSet):
         """Return [*S]: the truth, or what the rater in the source's key drew."""
         label = self._generate(case)[1]
         rater = case.label.key if case.label is not None else ""
-        return phantom.drawn_by(int(rater), label, self.seed, case.id) if rater else label
+        return hands.drawn_by(int(rater), label, self.seed, case.id) if rater else label
 
     def fingerprint(self, case: Case) -> str:
         """Return everything the case is a function of."""
