@@ -37,7 +37,8 @@ class Adele(Strategy):
     Args:
         scales: Sizes relative to the patch; 1 must be among them. Where the network cannot take the size, rounded down,
             it is rounded to the nearest multiple of 2, 4, … 64 that it takes.
-        axes: 3-D: scale ``all`` axes, or ``in_plane`` the first two only (anisotropic voxels; cheaper).
+        axes: 3-D: scale ``all`` axes, or ``in_plane``: all but ``slice_axis`` (anisotropic voxels; cheaper).
+        slice_axis: 3-D, of ``in_plane``: the axis from slice to slice.
         weight: Weight λ of the consistency.
         gate: Smallest probability of an image's surest labelled voxel; above 1: no consistency.
         form: ``default``, or the authors' ``segthor`` or ``voc``.
@@ -47,6 +48,7 @@ class Adele(Strategy):
 
     equivalent_options: ClassVar[Mapping[str, str]] = {
         "axes": "in 2-D both axes are in the plane",
+        "slice_axis": "of in_plane only",
         "scales": "a list of numbers, for which no alternative can be made up",
     }
 
@@ -55,6 +57,7 @@ class Adele(Strategy):
         *,
         scales: tuple[float, ...] = (0.7, 1.0, 1.5),
         axes: Literal["all", "in_plane"] = "all",
+        slice_axis: int = 2,
         weight: float = 1.0,
         gate: float = 0.8,
         form: Literal["default", "segthor", "voc"] = "default",
@@ -64,10 +67,12 @@ class Adele(Strategy):
         super().__init__()
         if 1.0 not in scales or min(scales) <= 0 or len(set(scales)) != len(scales):
             raise ValueError(f"scales are {list(scales)}; they must be positive, differ, and 1.0 must be among them")
+        if not 0 <= slice_axis <= 2:
+            raise ValueError("slice_axis is one of the axes 0, 1, 2 of a volume")
         if weight < 0 or gate < 0 or temperature < 0:
             raise ValueError("weight, gate and temperature must be >= 0")
         self.scales = (1.0, *(s for s in scales if s != 1.0))  # the authors' order: the native one first
-        self.axes, self.weight, self.gate, self.form = axes, weight, gate, form
+        self.axes, self.slice_axis, self.weight, self.gate, self.form = axes, slice_axis, weight, gate, form
         self.temperature, self.dice = temperature, dice
         self._sizes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
 
@@ -117,7 +122,7 @@ class Adele(Strategy):
     def _sizes_of(self, backbone: nn.Module, native: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Return the size at each scale, found once per size of patch."""
         if native not in self._sizes:
-            scaled = 2 if self.axes == "in_plane" else len(native)
-            asked = [[n * s if axis < scaled else n for axis, n in enumerate(native)] for s in self.scales[1:]]
+            kept = self.slice_axis if self.axes == "in_plane" and len(native) == 3 else None
+            asked = [[n if axis == kept else n * s for axis, n in enumerate(native)] for s in self.scales[1:]]
             self._sizes[native] = [native, *(nearest_size(backbone, self.task, size) for size in asked)]
         return self._sizes[native]

@@ -83,11 +83,12 @@ def test_the_gradient_is_of_all_scales():
     assert all(float(p.grad.abs().sum()) > 0 for p in backbone.parameters())
 
 
-def test_in_plane_leaves_the_third_axis():
-    _, strategy = Subject(Adele, {"axes": "in_plane"}, TASKS[3]).make()
+@pytest.mark.parametrize(("axis", "sizes"), [(2, [(5, 7, 6), (12, 15, 6)]), (0, [(8, 7, 4), (8, 15, 9)])])
+def test_in_plane_leaves_the_slice_axis(axis, sizes):
+    _, strategy = Subject(Adele, {"axes": "in_plane", "slice_axis": axis}, TASKS[3]).make()
     maps = strategy.logits_at_scales(ToyNet(TASKS[3]), torch.zeros(1, 1, 8, 10, 6))
     assert all(tuple(z.shape[2:]) == (8, 10, 6) for z in maps)
-    assert strategy._sizes[(8, 10, 6)] == [(8, 10, 6), (5, 7, 6), (12, 15, 6)]
+    assert strategy._sizes[(8, 10, 6)] == [(8, 10, 6), *sizes]
 
 
 def test_sizes_are_what_the_network_takes():
