@@ -1,0 +1,127 @@
+"""What ADELE costs beside its network passes: ``python benchmarks/step_cost_adele.py``.
+
+One thread, MONAI's U-Net with 16 base channels, phantom batches:
+
+* the median step (resizing, losses, joint backward, optimiser) over the median of its bare passes: forwards of images that
+  are resized already, and one backward through all of them; alternating in one process;
+* the share of a step that watching the training-IoU curves takes;
+* milliseconds to judge the curve of one class of 100 windows, the slowest of several kinds of curve.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import provenance, write
+from step_cost import SHAPES, seconds
+
+from labeleff.annotators.label_correction import LabelCorrection
+from labeleff.batch import Batch, Progress
+from labeleff.data import augment
+from labeleff.functional.adele import correction_epoch
+from labeleff.learner import make_optimiser
+from labeleff.prepared import Prepared, prepare
+from labeleff.recipe_io import load_recipe
+from labeleff.strategies.adele import RESIZE, Adele
+
+ROUNDS, WARM_UP = 30, 5
+
+
+def prepared(folder: Path, *, ndim: int, size: list[int], batch: int) -> Prepared:
+    """Return the data of an ADELE recipe on phantoms."""
+    values = {
+        "name": "step-cost-adele",
+        "data": {
+            "dataset": {"name": "phantom", "patients": 20, "test": 1, "ndim": ndim, "size": size, "slices": 1},
+            "labelled": 4,
+            "patch": size,
+        },
+        "backbone": {"name": "unet", "channels": [16, 32, 64, 128]},
+        "stages": [{"strategy": "adele", "annotator": "label_correction", "steps": 1000, "batch": batch}],
+    }
+    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
+
+
+def measure(data: Prepared) -> dict[str, float]:
+    """Return medians of a step, of its bare passes and of watching the curves, taken in turn."""
+    stage = data.recipe.stages[0]
+    strategy, annotator = Adele(**stage.strategy.options), LabelCorrection()
+    backbone = data.backbone(0)
+    strategy.build(backbone, data.task)
+    optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+    loader = data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)
+    seen: dict[str, Any] = {}
+
+    def whole(batch: dict[str, Batch]) -> None:
+        strategy.set_modes(backbone)
+        seen["output"] = strategy.step(backbone, batch, Progress(0, 1000))
+        optimiser.zero_grad()
+        sum(seen["output"].losses.values()).backward()
+        optimiser.step()
+
+    def bare(images: list[torch.Tensor]) -> None:
+        total = sum(backbone(image).sum() for image in images)
+        backbone.zero_grad()
+        total.backward()
+
+    times: dict[str, list[float]] = {"step": [], "bare": [], "watch": []}
+    for number, read in enumerate(loader):
+        batch = {name: augment.apply(share) for name, share in read.items()}
+        image = batch["labelled"].image
+        native = tuple(image.shape[2:])
+        sizes = strategy._sizes_of(backbone, native)
+        images = [
+            image if s == native else F.interpolate(image, s, mode=RESIZE[len(native)], align_corners=True)
+            for s in sizes
+        ]
+        calls = [("step", whole, batch), ("bare", bare, images)]
+        for name, function, argument in calls[:: 1 if number % 2 else -1]:
+            took = seconds(function, argument)
+            if number >= WARM_UP:
+                times[name].append(took)
+        took = seconds(annotator.observe, batch, seen["output"].logits, Progress(number, 1000))
+        if number >= WARM_UP:
+            times["watch"].append(took)
+    step, passes, watch = (statistics.median(times[name]) for name in ("step", "bare", "watch"))
+    return {"step_seconds": step, "bare_seconds": passes, "ratio": step / passes, "watching_share": watch / step}
+
+
+def fit_milliseconds() -> dict[str, float]:
+    """Return the median time to judge one class by kind of curve."""
+    t, rng = np.arange(1, 101), np.random.default_rng(0)
+    curves = {
+        "saturating": 0.9 * (1 - np.exp(-t / 6)),
+        "noisy": np.clip(0.8 * (1 - np.exp(-t / 10)) + rng.normal(0, 0.02, 100), 0, 1),
+        "late": np.where(t < 30, 0.01, 0.85 * (1 - np.exp(-(t - 29) / 5))),
+        "flat": np.full(100, 0.3),
+        "linear": t / 100,
+        "memorising": 0.6 * (1 - np.exp(-t / 3)) + 0.003 * t,
+    }
+    found = {}
+    for name, curve in curves.items():
+        times = [seconds(lambda c=curve: correction_epoch(c, total=100, start="relative")) for _ in range(9)]
+        found[name] = 1000 * statistics.median(times)
+    return found
+
+
+def main() -> None:
+    """Measure and write ``results/step_cost_adele.json``."""
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {**provenance(), "ratios": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, shape in SHAPES.items():
+            result["ratios"][name] = measure(prepared(Path(folder) / name, **shape))
+            print(name, {key: round(value, 4) for key, value in result["ratios"][name].items()}, flush=True)
+    result["fit_milliseconds"] = fit_milliseconds()
+    print({key: round(value, 2) for key, value in result["fit_milliseconds"].items()})
+    write("step_cost_adele", result)
+
+
+if __name__ == "__main__":
+    main()
