@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -89,6 +90,68 @@ def noise_robust_dice(
     distance = (p - y).abs().pow(gamma)
     size = (p * p + y * y) if denominator == "squared" else (p + y)
     return (distance.sum(over) / (size.sum(over) + eps)).mean()
+
+
+def noise_weighted_dice(
+    logits: Tensor, label: Tensor, weight: Tensor | None = None, *, eps: float = 1e-5, ignore_index: int = IGNORE
+) -> Tensor:
+    """Return ``1 - mean_c (2 Σ ω p y + ε) / (Σ ω p + Σ ω y + ε)``, every sum over all voxels of the batch.
+
+    The loss of Wang et al., "Annotation-Efficient Learning for Medical Image Segmentation Based on Noisy Pseudo Labels and
+    Adversarial Learning", IEEE TMI 2021, arXiv:2012.14584, as their group's PyMIC computed it then. With ω = 1 it is the
+    soft Dice loss over the batch, background included.
+
+    Args:
+        logits: [B, K, *S].
+        label: [B, *S] int64.
+        weight: ω, image weight times voxel weight, [B, *S] or anything that spreads to it; None: 1.
+        eps: Keeps an absent class finite.
+        ignore_index: Label whose voxels have no weight.
+    """
+    omega = (label != ignore_index).float() if weight is None else weight * (label != ignore_index)
+    omega = omega.unsqueeze(1)
+    p, y = logits.float().softmax(1) * omega, one_hot(label, logits.shape[1])
+    over = (0, *range(2, logits.ndim))
+    common = (p * y).sum(over)
+    return 1 - ((2 * common + eps) / (p.sum(over) + (omega * y).sum(over) + eps)).mean()
+
+
+@torch.no_grad()
+def voxel_trust(probs: Tensor, label: Tensor, *, kappa: float = 5.0) -> Tensor:
+    """Return [B, *S]: 1 where the most probable class is the label, else ``exp(-κ (1 - u))``, u the entropy over log K.
+
+    A sure contradiction is a reason to doubt the label, an unsure one is not.
+
+    Args:
+        probs: [B, K, *S].
+        label: [B, *S] int64.
+        kappa: κ.
+    """
+    entropy = torch.special.entr(probs).sum(1) / math.log(probs.shape[1])
+    return torch.where(probs.argmax(1) == label, 1.0, torch.exp(-kappa * (1 - entropy)))
+
+
+@torch.no_grad()
+def image_dice(predicted: Tensor, label: Tensor, classes: int, *, ignore_index: int = IGNORE) -> Tensor:
+    """Return [B] the Dice of hard predictions and labels, averaged over the foreground classes an image's label has.
+
+    NaN for an image whose label has none.
+
+    Args:
+        predicted: [B, *S] integer.
+        label: [B, *S] integer.
+        classes: K.
+        ignore_index: Label whose voxels count for nothing.
+    """
+    known = (label != ignore_index).flatten(1)
+    predicted, label = predicted.flatten(1), label.flatten(1)
+    scores = []
+    for c in range(1, classes):
+        is_, said = (predicted == c) & known, label == c
+        size = said.sum(1)
+        found = 2 * (is_ & said).sum(1) / (is_.sum(1) + size).clamp_min(1)
+        scores.append(torch.where(size > 0, found, torch.nan))
+    return torch.stack(scores).nanmean(0)
 
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:

@@ -10,10 +10,13 @@ from labeleff.batch import IGNORE
 from labeleff.functional.losses import segmentation_loss
 from labeleff.functional.robust import (
     generalised_cross_entropy,
+    image_dice,
     keep_smallest,
     noise_robust_dice,
+    noise_weighted_dice,
     symmetric_cross_entropy,
     voxel_cross_entropy,
+    voxel_trust,
 )
 
 LOSSES = (generalised_cross_entropy, symmetric_cross_entropy, noise_robust_dice)
@@ -135,3 +138,47 @@ def test_voxel_cross_entropy_is_zero_where_nobody_has_said():
     found = voxel_cross_entropy(logits, label)
     assert not found[label == IGNORE].any()
     assert (found[label != IGNORE] > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (3, 4, 2)])
+def test_noise_weighted_dice(shape):
+    logits, label = sample(shape)
+    weight = torch.rand(label.shape, generator=torch.Generator().manual_seed(3))
+    common, total = np.zeros(3), np.zeros(3)
+    known = [float(w) for w, y in zip(weight.flatten(), label.flatten(), strict=True) if int(y) != IGNORE]
+    for (p, y), w in zip(voxels(logits, label), known, strict=True):
+        hot = np.eye(3)[y]
+        common += 2 * w * p * hot
+        total += w * p + w * hot
+    expected = 1 - np.mean((common + 1e-5) / (total + 1e-5))
+    assert float(noise_weighted_dice(logits, label, weight)) == pytest.approx(expected, rel=1e-5)
+    ones = torch.ones(label.shape)
+    assert float(noise_weighted_dice(logits, label)) == pytest.approx(float(noise_weighted_dice(logits, label, ones)))
+    plain = noise_robust_dice(logits, label, gamma=1.0, denominator="linear")  # the soft Dice loss, up to its epsilon
+    assert float(noise_weighted_dice(logits, label)) == pytest.approx(float(plain), abs=1e-5)
+
+
+def test_an_image_of_no_weight_moves_nothing():
+    logits, label = sample()
+    logits.requires_grad_()
+    noise_weighted_dice(logits, label, torch.tensor([1.0, 0.0]).view(2, 1, 1)).backward()
+    assert float(logits.grad[0].abs().sum()) > 0
+    assert float(logits.grad[1].abs().sum()) == 0
+
+
+def test_trust_is_lost_by_sure_contradictions():
+    probs = torch.tensor([[0.98, 0.02], [0.98, 0.02], [0.5, 0.5], [0.4, 0.6]]).T.view(1, 2, 4)
+    label = torch.tensor([[0, 1, 1, 0]])
+    entropy = [-(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2) for p in (0.98, 0.98, 0.5, 0.6)]
+    expected = [1.0, *(math.exp(-5 * (1 - u)) for u in entropy[1:])]
+    assert voxel_trust(probs, label)[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert voxel_trust(probs, label)[0, 1] < 0.1 < 0.8 < voxel_trust(probs, label)[0, 3]
+
+
+def test_dice_of_images():
+    label = torch.tensor([[0, 1, 1, 2], [0, 0, 0, 0], [1, 1, IGNORE, IGNORE]])
+    predicted = torch.tensor([[0, 1, 2, 2], [1, 0, 0, 0], [1, 0, 1, 1]])
+    found = image_dice(predicted, label, 3)
+    assert found[0] == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert math.isnan(found[1])
+    assert found[2] == pytest.approx(2 / 3)

@@ -21,7 +21,7 @@ TOLERANCE = 0.004
 """A class is done where its Dice is this near to the target."""
 NEAR = 0.02
 """Further away than this, the other direction is tried: an organ without background beside it cannot grow."""
-HALVINGS, DOUBLINGS, SWEEPS = 24, 12, 8
+HALVINGS, DOUBLINGS, SWEEPS, ATTEMPTS = 24, 12, 8, 12
 NEVER = 1e6
 """Distance between slices that nothing crosses, mm."""
 
@@ -189,20 +189,31 @@ class NoiseModel(ABC):
             return Corrupted(label.copy(), {}, {})
         _, direction, place = self._draws(case)
         lengths = self._lengths(label.ndim, spacing, slice_axis)
-        organs: dict[int, Organ] = {}
-        for c in dict.fromkeys((*self.order, *range(1, len(names)))):
-            if (mask := label == c).any():
-                over = bool(direction < self.of(names[c]).over)
-                organs[c] = Organ(mask, label, c, tuple(names), lengths, slice_axis, over, key)
-        found = _Composer(label, self.protect, lengths)
-        strengths = self._solve(found, organs, float(place))
+        tried: list[tuple[float, _Composer, dict[int, float], dict[int, Organ]]] = []
+        for attempt in range(ATTEMPTS if self.coupled and self.target_dice is not None else 1):
+            organs: dict[int, Organ] = {}
+            for c in dict.fromkeys((*self.order, *range(1, len(names)))):
+                if (mask := label == c).any():
+                    over = bool(direction < self.of(names[c]).over)
+                    own = (*key, attempt) if attempt else key
+                    organs[c] = Organ(mask, label, c, tuple(names), lengths, slice_axis, over, own)
+            found = _Composer(label, self.protect, lengths)
+            strengths, off = self._solve(found, organs, float(place))
+            tried.append((off, found, strengths, organs))
+            if off <= NEAR or len(organs) < 2:  # of one class, rounding at random keeps the mean where it belongs
+                break
+        _, found, strengths, organs = min(tried, key=lambda entry: entry[0])
         noisy = found.label()
         if not self.vanishes:
             _keep_one_voxel(noisy, organs)
         return Corrupted(noisy, strengths, {c: dice((noisy == c), organ.mask) for c, organ in organs.items()})
 
-    def _solve(self, found: _Composer, organs: Mapping[int, Organ], place: float) -> dict[int, float]:
-        """Change the classes one after the other, each to the strength it takes; return the strengths."""
+    def _solve(self, found: _Composer, organs: Mapping[int, Organ], place: float) -> tuple[dict[int, float], float]:
+        """Change the classes one after the other, each to the strength it takes.
+
+        Returns:
+            The strengths, and how far the Dice of the worst class is from its aim.
+        """
         models = {c: self.of(organ.names[c]) for c, organ in organs.items()}
         aims = {c: model._aim(place) for c, model in models.items()}
         effects = {c: models[c].effect(organ) for c, organ in organs.items()}
@@ -222,7 +233,7 @@ class NoiseModel(ABC):
                 found.changes[c] = effects[c](strengths[c])
             if all(aim is None or abs(found.dice(c) - aim) <= TOLERANCE for c, aim in aims.items()):
                 break
-        return strengths
+        return strengths, max((abs(found.dice(c) - a) for c, a in aims.items() if a is not None), default=0.0)
 
     def _check_names(self, names: Sequence[str]) -> None:
         for name in self.per_class:
