@@ -45,7 +45,8 @@ class NoiseWeightedIterative(Strategy):
 
     batch_joint = True
     equivalent_options: ClassVar[Mapping[str, str]] = {
-        "low": "a percentile of few images may give all of a short run their full weight",
+        "low": "percentiles are taken at the end of a round, which a short run does not reach",
+        "high": "as low",
     }
 
     def __init__(
