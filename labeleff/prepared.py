@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from labeleff import registry
 from labeleff.backbones.outputs import check_patch
-from labeleff.batch import IGNORE, Batch, Stream, Task
+from labeleff.batch import IGNORE, Batch, Stream, Task, derive_seed
 from labeleff.data import raters
 from labeleff.data.annotations import AnnotationStore
 from labeleff.data.audit import Audit, check_audit
@@ -97,6 +97,24 @@ class Prepared:
         ]
         return tuple(i for i in ids if domain is None or self.manifest.case(i).domain == domain)
 
+    def held_out(self, stage: Stage) -> tuple[str, ...]:
+        """Return the labelled cases that a stage with folds leaves out: those of one part of the patients.
+
+        Raises:
+            SplitError: There are more parts than labelled patients.
+        """
+        if stage.fold is None:
+            return ()
+        patient = {i: self.manifest.case(i).patient for i in self.split.labelled}
+        seed = self.recipe.seed
+        order = sorted(set(patient.values()), key=lambda name: (derive_seed("stage-folds", seed, name), name))
+        if len(order) < stage.folds:
+            raise SplitError(
+                f"stages.folds is {stage.folds}, but {len(order)} patients are labelled; lower it or raise data.labelled"
+            )
+        part = set(order[stage.fold :: stage.folds])
+        return tuple(i for i in self.split.labelled if patient[i] in part)
+
     def plans(self, stage: Stage, index: int, strategy: Strategy) -> dict[str, StreamPlan]:
         """Bind the strategy's streams to cases and batch sizes.
 
@@ -125,7 +143,8 @@ class Prepared:
     def _plan(self, stage: Stage, name: str, stream: Stream) -> StreamPlan | None:
         bound = stage.streams.get(name)
         role = (bound.role if bound is not None else None) or stream.role
-        cases = self.cases_of(role, bound.domain if bound is not None else None)
+        left_out = frozenset(self.held_out(stage))
+        cases = tuple(i for i in self.cases_of(role, bound.domain if bound is not None else None) if i not in left_out)
         batch = (bound.batch if bound is not None else None) or stage.batch
         if not cases:
             return None

@@ -121,6 +121,9 @@ class Stage:
         streams: Per stream: batch size, role, domain.
         revise_every: Steps between revisions of labels; 0: never after the start.
         revise_at_start: Revise once before the first step.
+        folds: Train so many networks, each without one part of the labelled patients; the annotator then revises once, at
+            the end, and sees every labelled case by the network that never did. 0: one network, all patients.
+        fold: Which part this stage leaves out; null: all in turn, as stages of their own.
         start: ``previous``, ``fresh``, or a safetensors file.
         take: Which weights are handed on: ``last`` or ``val_best``.
         optimiser_state: ``fresh``, or ``previous`` to take over moments from the stage before.
@@ -137,6 +140,8 @@ class Stage:
     augment: Augment = field(default_factory=Augment)
     revise_every: int = 0
     revise_at_start: bool = False
+    folds: int = 0
+    fold: int | None = None
     start: str = "previous"
     take: Literal["last", "val_best"] = "last"
 

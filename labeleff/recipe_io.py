@@ -250,7 +250,30 @@ def _checked_stage(stage: Stage, where: str) -> Stage:
     annotator = _completed("annotator", stage.annotator, f"{where}.annotator") if stage.annotator else None
     if annotator is None and (stage.revise_every or stage.revise_at_start):
         raise RecipeError(f"{where}.revise_every: there is no annotator to revise labels; name one or leave this out")
+    if stage.folds:
+        _check_folds(stage, where, registry.get("annotator", annotator.name).role if annotator else "labelled")  # type: ignore[attr-defined]  # a class of annotators
     return replace(stage, strategy=_completed("strategy", stage.strategy, f"{where}.strategy"), annotator=annotator)
+
+
+def _check_folds(stage: Stage, where: str, reviewed: str) -> None:
+    """Check that predictions of held-out patients can be what they are meant to be."""
+    need(stage.folds >= 2, f"{where}.folds", stage.folds, "0 (none) or at least 2 parts")
+    need(stage.steps >= 1, f"{where}.steps", stage.steps, "at least 1, or the parts differ in nothing")
+    if stage.fold is not None:
+        need(0 <= stage.fold < stage.folds, f"{where}.fold", stage.fold, f"one of 0 … {stage.folds - 1}")
+    if stage.start == "previous":
+        raise RecipeError(
+            f"{where}.start: with folds, each network must start from weights that never saw the patients it leaves out; "
+            "write start: fresh, or name a file"
+        )
+    if stage.revise_every or stage.revise_at_start:
+        raise RecipeError(
+            f"{where}.revise_every: with folds, labels are revised once, when all parts are trained; leave it out"
+        )
+    if reviewed != "labelled":
+        raise RecipeError(
+            f"{where}.annotator: {reviewed} cases are reviewed by it, but folds are parts of the labelled ones"
+        )
 
 
 def _completed(kind: registry.Kind, component: Component, where: str) -> Component:

@@ -77,12 +77,17 @@ def best_of(history: Iterable[Mapping[str, Any]], stage: int) -> Mapping[str, An
     return max(entries, key=lambda entry: (entry["dice"], -entry["step"]), default=None)
 
 
+def keep_snapshot(directory: RunDirectory, backbone: nn.Module, strategy: Strategy, *, stage: int, step: int) -> None:
+    """Keep the weights of the backbone and the strategy as they are at a step."""
+    tensors = _tensors("backbone", backbone) | _tensors("strategy", strategy)
+    write_atomically(snapshot_path(directory, stage, step), save(tensors))
+
+
 def validate(
     data: Prepared, directory: RunDirectory, backbone: nn.Module, strategy: Strategy, *, stage: int, step: int
 ) -> dict[str, Any]:
     """Keep a snapshot of the weights and return its entry: stage, step and mean validation Dice of the first predictor."""
-    tensors = _tensors("backbone", backbone) | _tensors("strategy", strategy)
-    write_atomically(snapshot_path(directory, stage, step), save(tensors))
+    keep_snapshot(directory, backbone, strategy, stage=stage, step=step)
     cases = data.evaluation_cases("validation")
     dice = None
     if cases:

@@ -23,11 +23,12 @@ from labeleff.annotators.base import Annotator
 from labeleff.batch import Progress, derive_seed
 from labeleff.edits import Edit, Question, Reviewed
 from labeleff.errors import RecipeError, RunError
+from labeleff.evaluation.evaluate import Viewer
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
 from labeleff.prepared import Prepared, prepare
 from labeleff.recipe import Recipe, Stage
-from labeleff.results import Results, best_of, compare, load_snapshot, show, snapshot_path, validate
+from labeleff.results import Results, best_of, compare, keep_snapshot, load_snapshot, show, snapshot_path, validate
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
 from labeleff.signals import StopRequest, interrupted, stopping_at_once
@@ -95,9 +96,18 @@ def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: 
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """Replace what depends on the machine by what it is here: the number of threads is part of a run."""
+    """Replace what depends on the machine by what it is here (threads are part of a run), and folds by stages."""
     threads = recipe.trainer.threads or os.cpu_count() or 1
-    return replace(recipe, trainer=replace(recipe.trainer, threads=threads))
+    stages = tuple(one for stage in recipe.stages for one in _unfolded(stage))
+    return replace(recipe, stages=stages, trainer=replace(recipe.trainer, threads=threads))
+
+
+def _unfolded(stage: Stage) -> Iterator[Stage]:
+    """Yield a stage, or one for every part that is left out: resume and logs need know nothing of parts."""
+    if not stage.folds or stage.fold is not None:
+        yield stage
+    else:
+        yield from (replace(stage, fold=fold) for fold in range(stage.folds))
 
 
 def process_rank() -> int:
@@ -281,6 +291,8 @@ class Run:
                 self._validate(index, end, strategy)
             if annotator is not None and stage.revise_every and end % stage.revise_every == 0 and end < stage.steps:
                 self._revise(index, strategy, annotator, end)
+            if stage.fold is not None and end == stage.steps:
+                self._end_fold(index, strategy, annotator)
             self.save(learner, end, trainer)
             if asked is not None:
                 raise interrupted(asked, f"after step {end} of stage {index}")
@@ -367,6 +379,14 @@ class Run:
             }
         )
 
+    def _end_fold(self, index: int, strategy: Strategy, annotator: Annotator | None) -> None:
+        """Keep the network of a part; after the last one the annotator sees every case by the network that never did."""
+        stage = self.recipe.stages[index]
+        if not process_rank():
+            keep_snapshot(self.directory, self.backbone, strategy, stage=index, step=stage.steps)
+        if annotator is not None and stage.fold == stage.folds - 1:
+            self._revise(index, strategy, annotator, stage.steps)
+
     def _validate(self, index: int, step: int, strategy: Strategy) -> None:
         """Keep a snapshot and, where there are validation cases, the mean Dice of the first predictor."""
         entry: list[Any] = [None]
@@ -385,7 +405,8 @@ class Run:
             progress = Progress(step, stage.steps, index, self.recipe.seed)
             torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))
             network = next(iter(strategy.predictors(self.backbone).values()))
-            answers = annotator.revise(self._reviewed(network, annotator), progress)
+            seen = self._reviewed_out_of_fold(index, strategy) if stage.folds else self._reviewed(network, annotator)
+            answers = annotator.revise(seen, progress)
             author = f"{stage.annotator.name}" if stage.annotator else ""
             revision = self.data.annotations.apply(_edits(answers), step=step, stage=index, author=author)
             self.log.say(f"stage {index}, step {step}: {author} made revision {revision} of the labels")
@@ -396,15 +417,34 @@ class Run:
 
     def _reviewed(self, network: nn.Module, annotator: Annotator) -> Iterator[Reviewed]:
         """Predict the annotator's cases one at a time. Only labels that somebody has given are shown."""
-        store, annotations, viewer = self.data.store, self.data.annotations, self.data.viewer(network)
+        viewer = self.data.viewer(network)
         for case in self.data.cases_of(annotator.role):
-            yield Reviewed(
-                case=case,
-                probs=viewer.probabilities(network, case)[None].cpu(),
-                label=annotations.read(case, revision=self.revision),
-                given=annotations.read_given(case),
-                spacing=store.spacing(case),
-            )
+            yield self._review(viewer, network, case)
+
+    def _reviewed_out_of_fold(self, last: int, strategy: Strategy) -> Iterator[Reviewed]:
+        """Predict every labelled case by the network that was trained without its patient."""
+        current = snapshot_path(self.directory, last, self.recipe.stages[last].steps)
+        first = last - self.recipe.stages[last].folds + 1
+        try:
+            for index in range(first, last + 1):
+                stage = self.recipe.stages[index]
+                load_snapshot(snapshot_path(self.directory, index, stage.steps), self.backbone, strategy)
+                network = next(iter(strategy.predictors(self.backbone).values()))
+                viewer = self.data.viewer(network)
+                for case in self.data.held_out(stage):
+                    yield self._review(viewer, network, case)
+        finally:
+            load_snapshot(current, self.backbone, strategy)
+
+    def _review(self, viewer: Viewer, network: nn.Module, case: str) -> Reviewed:
+        annotations = self.data.annotations
+        return Reviewed(
+            case=case,
+            probs=viewer.probabilities(network, case)[None].cpu(),
+            label=annotations.read(case, revision=self.revision),
+            given=annotations.read_given(case),
+            spacing=self.data.store.spacing(case),
+        )
 
 
 def _trainer(**options: Any) -> lightning.Trainer:

@@ -63,6 +63,21 @@ RECIPES = {
             }
         ]
     ),
+    "folds": tiny(
+        data=tiny()["data"] | {"labelled": 4},
+        stages=[
+            {
+                "strategy": "supervised",
+                "steps": 4,
+                "batch": 4,
+                "augment": AUGMENT,
+                "annotator": "confident_learning",
+                "folds": 2,
+                "start": "fresh",
+            },
+            {"strategy": "supervised", "steps": 3, "batch": 4, "augment": AUGMENT, "start": "fresh"},
+        ],
+    ),
     "soft": tiny(
         data=tiny()["data"] | {"dataset": tiny()["data"]["dataset"] | {"raters": 3}, "raters": "soft"},
         stages=[
@@ -83,6 +98,7 @@ POINTS = {  # some of every kind: inside a step, while a checkpoint is written, 
     "bcp": ["step:2", "write:14", "edge:2", "rename:8", "step:1"],
     "pseudo_labels": ["step:5", "revise:2", "edge:1", "write:12", "revise:3", "step:1"],
     "label_correction": ["step:5", "revise:1", "edge:1", "step:2"],
+    "folds": ["step:3", "edge:2", "revise:1", "step:1"],
     "soft": ["rename:10", "revise:1", "step:1"],  # the first while raters' labels are copied
 }
 

@@ -163,19 +163,32 @@ def method_recipe(benchmark: Benchmark, choice: DataChoice, method: str, setting
 
 def rescaled(stages: Sequence[Stage], steps: int) -> tuple[Stage, ...]:
     """Return stages that take so many steps in all, each in proportion, with the revisions and warm-up in them."""
-    before = sum(stage.steps for stage in stages)
+    before = total_steps(stages)
     if before in (0, steps):
         return tuple(stages)
-    edges = [round(steps * sum(s.steps for s in stages[:i]) / before) for i in range(len(stages) + 1)]
+    lengths: list[int] = []
+    for stage in stages[:-1]:
+        parts = _networks(stage)
+        lengths.append(max(1, round(steps * stage.steps / before)) * parts if stage.steps else 0)
+    lengths.append(max(0, steps - sum(lengths)))
     return tuple(
         replace(
             stage,
-            steps=stop - start,
+            steps=length // _networks(stage),
             revise_every=max(1, round(stage.revise_every * steps / before)) if stage.revise_every else 0,
             schedule=replace(stage.schedule, every=max(1, round(stage.schedule.every * steps / before))),
         )
-        for stage, start, stop in zip(stages, edges, edges[1:], strict=False)
+        for stage, length in zip(stages, lengths, strict=True)
     )
+
+
+def total_steps(stages: Sequence[Stage]) -> int:
+    """Return the optimiser steps of all stages, those of every network of a stage with folds counted."""
+    return sum(stage.steps * _networks(stage) for stage in stages)
+
+
+def _networks(stage: Stage) -> int:
+    return stage.folds if stage.folds and stage.fold is None else 1
 
 
 def _job(
@@ -206,7 +219,7 @@ def terms(recipe: Recipe) -> dict[str, Any]:
     return {
         "backbone": plain["backbone"],
         "augmentation": sorted({json.dumps(stage["augment"], sort_keys=True) for stage in plain["stages"]}),
-        "steps": sum(stage.steps for stage in recipe.stages),
+        "steps": total_steps(recipe.stages),
         "labelled images per step": sorted({n for stage in recipe.stages if (n := labelled_images(stage))}),
         "data": data,
         "evaluation": plain["evaluation"],
