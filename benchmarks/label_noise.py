@@ -5,13 +5,15 @@ Every model is applied twice to every training case; the two maps must be the sa
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
 import time
 from typing import Any
 
 import numpy as np
-from common import provenance, write
+from common import RESULTS, provenance, write
 
 from labeleff import registry
 from labeleff.data.manifest import Manifest
@@ -50,7 +52,15 @@ def measure(
 
 
 def main() -> None:
-    """Measure all models on both sets and write the result."""
+    """Measure models on both sets and write the result; models that are not measured keep their rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=registry.names("noise"))
+    chosen = parser.parse_args().models
+    before = (
+        json.loads((RESULTS / "label_noise.json").read_text())["sets"]
+        if len(chosen) < len(registry.names("noise"))
+        else {}
+    )
     if "LABELEFF_DATA" not in os.environ:
         sys.exit("set LABELEFF_DATA to the folder with left_atrium_half and acdc_128")
     result: dict[str, Any] = {**provenance(), "sets": {}}
@@ -58,7 +68,9 @@ def main() -> None:
         dataset = registry.build("dataset", "compact", path=folder)
         manifest = dataset.manifest()
         labels = {case.id: dataset.read_label(case) for case in manifest.of_role("train")}
-        rows = [measure(name, manifest, labels, t, options) for name in registry.names("noise") for t in TARGETS]
+        rows = [measure(name, manifest, labels, t, options) for name in chosen for t in TARGETS]
+        rows += [row for row in before.get(folder, {"rows": []})["rows"] if row["model"] not in chosen]
+        rows.sort(key=lambda row: (row["model"], -row["target"]))
         for row in rows:
             print(
                 folder,

@@ -139,6 +139,8 @@ class NoiseModel(ABC):
     """Whether a structure may disappear; otherwise one voxel of it is kept."""
     coupled: ClassVar[bool] = False
     """Whether a change of one class changes the Dice of others, so that targets are met by going round."""
+    finest: ClassVar[float] = 0.0
+    """Strengths closer than this to one another do the same."""
     first_try: ClassVar[float] = 1.0
     """Strength at which the search for a target begins."""
 
@@ -289,6 +291,8 @@ class NoiseModel(ABC):
         for _ in range(HALVINGS):
             if abs(best[1] - aim) <= TOLERANCE:
                 return best
+            if high[0] - low[0] <= self.finest:
+                break
             middle = (low[0] + high[0]) / 2
             point = middle, at(middle)
             best = min(best, point, key=lambda point: abs(point[1] - aim))

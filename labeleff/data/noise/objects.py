@@ -63,6 +63,7 @@ class _Parts(NoiseModel):
     halfway: float = 1000.0
     directed: ClassVar[bool] = False
     vanishes: ClassVar[bool] = True
+    finest: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
