@@ -194,6 +194,30 @@ def corrupt(
         corrupt_data(data, load_component("noise", noise, options or []), folder)
 
 
+@app.command()
+def suspects(
+    data: Annotated[str, typer.Argument(help="A manifest (.json), or a recipe for its data, network and patch.")],
+    folder: Annotated[Path | None, typer.Option(help="Where the ranking goes; default runs/suspects.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each network.")] = 300,
+    folds: Annotated[int, typer.Option(help="Networks, each without one part of the patients.")] = 3,
+    top: Annotated[int, typer.Option(help="Cases that are drawn.")] = 12,
+    cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Rank training cases by how wrong their labels look: a CSV, and a page with pictures. Test labels are not opened.
+
+    [dim]labeleff suspects my/manifest.json --top 20[/dim]
+
+    [dim]labeleff suspects left_atrium/supervised[/dim]
+    """
+    with _reported(debug=debug):
+        _load_plugins(plugin)
+        from labeleff.suspects import suspects as rank_suspects
+
+        rank_suspects(data, folder or Path("runs") / "suspects", steps=steps, folds=folds, top=top, cache=cache)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help=", ".join(LISTS) + ".", autocompletion=_complete_list)],

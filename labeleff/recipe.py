@@ -36,7 +36,8 @@ class Data:
         noise: Label-noise model by which the labels of labelled patients are made wrong, once, before anything is learned;
             null: they stay as they are. Validation and test labels are never touched.
         drop_noisy: Instead of learning from the cases that the noise touches, treat them as unlabelled.
-        evaluate_on: ``test``, or ``development``: a fixed part of the training list, never used for claims.
+        evaluate_on: ``test``; ``development``: a fixed part of the training list, never used for claims; or ``none``: nothing
+            is evaluated, for a predictor that learns from all there is.
         development: Patients of the development part, cut from the end of the training list of a fixed shuffle.
         spacing: Resample to this voxel size, mm; null keeps the grid.
         normalise: Per image: ``zscore``, ``minmax`` or ``none``. Looks at nothing but the image.
@@ -57,7 +58,7 @@ class Data:
     contamination: float = 0.0
     noise: Component | None = None
     drop_noisy: bool = False
-    evaluate_on: Literal["test", "development"] = "test"
+    evaluate_on: Literal["test", "development", "none"] = "test"
     development: int = 0
     spacing: tuple[float, ...] | None = None
     normalise: Literal["zscore", "minmax", "none"] = "zscore"

@@ -180,6 +180,8 @@ class Results:
         The label maps of the predictor ``keep`` are written to ``predictions/``.
         """
         cases = self.data.evaluation_cases("test")
+        if not cases:
+            return []
         opening: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "recipe": self.recipe.name,
@@ -271,6 +273,9 @@ class Results:
 
 def show(name: str, summary: Mapping[str, Any]) -> None:
     """Print the table of a finished run."""
+    if not summary["results"]:
+        console().print(f"{name}: trained, and not evaluated")
+        return
     console().print(rich_table(name, summary["results"]))
     console().print("95 %: bootstrap over test patients, for this training run only; missed and spurious: cases")
     for note in summary["notes"]:

@@ -21,6 +21,7 @@ LAYERS = {
         "runner",
         "checking",
         "corruption",
+        "suspects",
         "report",
         "sweep",
     ),

@@ -47,7 +47,7 @@ def make_split(
     draw: int = 0,
     validation: int | str = 0,
     unlabelled: int | str = "rest",
-    evaluate_on: Literal["test", "development"] = "test",
+    evaluate_on: Literal["test", "development", "none"] = "test",
     development: int = 0,
     folds: int = 0,
     fold: int = 0,
@@ -65,7 +65,7 @@ def make_split(
         validation: Patients taken out of the budget, or ``official``: the publishers' validation list, said in a note.
         unlabelled: ``rest`` of the training patients, ``none``, a number of them, or ``5x``: five times the budget.
         evaluate_on: ``test``, or ``development``: patients cut from the training list, so that settings can be chosen
-            without the test list. The cut depends on the data set alone, and is made only then.
+            without the test list. The cut depends on the data set alone, and is made only then. ``none``: nothing.
         development: How many patients that part has.
         folds: Deal the labelled patients out to this many parts and test on one of them, in place of a test list. The
             parts depend on the data set alone; everything else is drawn from the other parts.
@@ -107,6 +107,9 @@ def make_split(
     if evaluate_on == "development":
         test = [case.id for case in manifest.of_role("train") if case.patient in set(held_out)]
         notes.append(f"evaluated on {len(held_out)} development patients cut from the training list; not a test result")
+    elif evaluate_on == "none":
+        test = []
+        notes.append("nothing was evaluated (data.evaluate_on: none)")
     elif folds:
         test = _ids(manifest.of_role("train"), tested)
         notes.append(
@@ -114,7 +117,8 @@ def make_split(
         )
     else:
         test = [case.id for case in manifest.of_role("test")]
-    _check_labels(manifest, test)
+    if evaluate_on != "none":
+        _check_labels(manifest, test)
     others = [p for p in order if p not in set(chosen) | set(validating)]
     wanted = _unlabelled(others, unlabelled, count)
     if contamination:
