@@ -117,6 +117,7 @@ def _draw(dataset: DataSet, manifest: Manifest, cases: list[Case], achieved: Ach
             title=f"{name}: {place} of all cases",
             classes=manifest.classes,
             slice_axis=manifest.slice_axis,
+            beside="clean",
         )
 
 

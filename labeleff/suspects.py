@@ -216,6 +216,7 @@ def _draw(prepared: Prepared, place: Path, folder: Path, rows: Sequence[Mapping[
                 title=f"{wanted[case]['rank']}. {case}",
                 classes=prepared.task.classes,
                 slice_axis=prepared.manifest.slice_axis,
+                beside="given label",
             )
     return drawn
 

@@ -72,6 +72,7 @@ def draw_case(
     title: str,
     classes: Sequence[str],
     slice_axis: int = 0,
+    beside: str = "reference",
 ) -> None:
     """Write a PNG: rows are slices; columns the image, the reference and each prediction with its Dice.
 
@@ -83,13 +84,14 @@ def draw_case(
         title: Heading.
         classes: Names, background first.
         slice_axis: Axis of a volume that is cut.
+        beside: What the reference is called.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     places = interesting(reference, slice_axis)
-    columns: dict[str, NDArray[Any] | None] = {"image": None, "reference": reference, **predictions}
+    columns: dict[str, NDArray[Any] | None] = {"image": None, beside: reference, **predictions}
     views = slices_of(image, slice_axis, places)
     ratio = views[0].shape[0] / views[0].shape[1]
     figure = Figure(figsize=(2.6 * len(columns), 2.6 * ratio * len(views) + 0.9), dpi=110, layout="constrained")
