@@ -15,6 +15,7 @@ from labeleff.edits import Reviewed
 from labeleff.errors import RecipeError, SplitError
 from labeleff.prepared import prepare
 from labeleff.recipe_io import load_recipe
+from labeleff.results import load_snapshot
 from labeleff.runner import resolve, run
 from tests.conftest import tiny
 
@@ -105,6 +106,27 @@ def test_labels_are_revised_once_and_the_last_stage_learns_from_them(tmp_path, c
     assert len(said) == 1
     assert 0 <= said[0]["flagged_share"] < 1
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == [4, 4, 3]
+
+
+def test_the_annotator_is_shown_what_the_network_of_the_part_says(tmp_path, cache, monkeypatch):
+    shown, revise = [], ConfidentLearning.revise
+
+    def watched(self, cases, progress):
+        shown.extend(cases)
+        return revise(self, shown, progress)
+
+    monkeypatch.setattr(ConfidentLearning, "revise", watched)
+    recipe = load_recipe(folded())
+    run(recipe, tmp_path, cache=cache)
+    data = prepare(resolve(recipe), tmp_path, cache=cache)
+    assert sorted(case.case for case in shown) == sorted(data.split.labelled)
+    for number, stage in enumerate(resolve(recipe).stages[:2]):
+        network, strategy = data.backbone(0), registry.build("strategy", "supervised")
+        load_snapshot(tmp_path / "snapshots" / f"stage-{number:02d}-step-00000004.safetensors", network, strategy)
+        mine = [case for case in shown if case.case in data.held_out(stage)]
+        assert mine
+        for case in mine:
+            assert torch.equal(case.probs[0], data.viewer(network).probabilities(network, case.case))
 
 
 @pytest.mark.parametrize(
