@@ -360,6 +360,8 @@ class Run:
 
     def save(self, learner: Learner, step: int, trainer: lightning.Trainer) -> None:
         """Write a checkpoint of everything that training depends on, on the first process."""
+        if learner.annotator is not None:
+            learner.annotator.gather()
         if process_rank():
             return
         self.log.flush()
@@ -401,6 +403,7 @@ class Run:
     def _revise(self, index: int, strategy: Strategy, annotator: Annotator, step: int) -> None:
         """Let the annotator change labels; the first process applies them, the others wait and read the new revision."""
         stage = self.recipe.stages[index]
+        annotator.gather()
         if not process_rank():
             progress = Progress(step, stage.steps, index, self.recipe.seed)
             torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))

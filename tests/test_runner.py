@@ -381,3 +381,28 @@ def test_stale_labels_would_be_seen(tmp_path, cache, monkeypatch):
     stage = {"strategy": "watching", "annotator": "rewriting", "steps": 10, "batch": 4, "revise_every": 3}
     with pytest.raises(RuntimeError, match="stale"):
         run(load_recipe(tiny(stages=[stage])), tmp_path, cache=cache)
+
+
+def test_curves_are_those_of_all_processes(tmp_path, cache):
+    """Two processes and one with the same global batch judge the same curves, a checkpoint in between or not."""
+    stage = {
+        "strategy": {"name": "supervised", "dice": "linear"},
+        "annotator": {"name": "label_correction", "windows": 4, "start": "none", "points": 2, "threshold": 1.0},
+        "steps": 8,
+        "batch": 4,
+        "revise_every": 4,
+        "optimiser": {"name": "sgd", "lr": 0.1},
+    }
+    values = tiny(stages=[stage], backbone={"name": "unet", "channels": [4, 8, 16]})
+    values["trainer"] |= {"accelerator": "cpu"}
+    recipe = tmp_path / "ddp.yaml"
+    recipe.write_text(json.dumps(values))
+    command_line(recipe, tmp_path / "one", cache)
+    command_line(recipe, tmp_path / "two", cache, "trainer.devices=2")
+    said = []
+    for name in ("one", "two"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        (curves,) = [line["annotator"] for line in lines if "annotator" in line]
+        said.append([curves[f"iou/{c}"] for c in (1, 2, 3)])
+    np.testing.assert_allclose(*(np.array(s, float) for s in said), atol=2e-3)
+    assert np.nanmax(np.array(said[0], float)) > 0

@@ -27,6 +27,12 @@ class Annotator(nn.Module, ABC):
     def observe(self, batch: Mapping[str, Batch], logits: Mapping[str, Tensor], progress: Progress) -> None:
         """See every step's batch and detached logits, at no extra pass. Default: look away."""
 
+    def gather(self) -> None:
+        """Join what the processes of a data-parallel run have each observed; called by all of them together.
+
+        Comes before a revision, which only the first process makes, and before a checkpoint. Default: nothing.
+        """
+
     @abstractmethod
     def revise(self, cases: Iterable[Reviewed], progress: Progress) -> Iterator[Edit | Question]:
         """Yield edits and questions. All cases may be read before the first is yielded."""

@@ -29,8 +29,8 @@ class LabelCorrection(Annotator):
     The curve of a class has one IoU per window of steps, pooled over all voxels of the window, between the labels and
     the logits that the strategy hands back, at no extra pass. Windows take the place of the authors' epochs: there are
     ``windows`` of them in the stage, however many steps or cases it has. A window without a voxel of the class is left
-    out of its curve. The curves are judged when labels are revised (``revise_every``), window by window. With several
-    processes the curves are those of the first one's share.
+    out of its curve. The curves are judged when labels are revised (``revise_every``), window by window, by the counts of
+    all processes.
 
     Parity with the authors' code, SegTHOR: ``against=current, start=reference, points=2, repeat=segthor,
     source=current`` with ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none,
@@ -106,6 +106,9 @@ class LabelCorrection(Annotator):
         self.start, self.points, self.repeat, self.every, self.source = start, points, repeat, every, source
         for name in ("counts", "total", "checked", "need", "done", "since"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
+        # counts of this process alone since they were gathered, as before every checkpoint; no buffer, since data-parallel
+        # training puts the buffers of the first process in place of all others
+        self._fresh: Tensor | None = None
         self._length = 0
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -133,12 +136,13 @@ class LabelCorrection(Annotator):
         if not len(self.counts):
             self._begin(scores, progress)
         window = self._finished(progress.step)
+        fresh = self._fresh = torch.zeros_like(self.counts) if self._fresh is None else self._fresh
         if window < len(self.counts):
             label = (share.label if self.against == "current" else share.given).to(torch.uint8)
             predicted = torch.where(label == IGNORE, IGNORE, hard_labels(scores)).to(torch.uint8)
             for c in range(1, scores.shape[1]):
                 is_, said = predicted == c, label == c
-                self.counts[window, :, c] += torch.stack([(is_ & said).sum(), is_.sum(), said.sum()])
+                fresh[window, :, c] += torch.stack([(is_ & said).sum(), is_.sum(), said.sum()])
 
     def _begin(self, scores: Tensor, progress: Progress) -> None:
         classes, device = scores.shape[1], scores.device
@@ -149,6 +153,18 @@ class LabelCorrection(Annotator):
         self.since = torch.full((classes,), -1, device=device)
         self._length = progress.total
 
+    def gather(self) -> None:
+        """Add what all processes have counted since the last time to the counts that they share."""
+        if self._fresh is None:
+            return
+        own = self._fresh.cpu()
+        parts: list[Any] = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, own)  # objects: after a fit, tensors are back on the CPU
+        self.counts += torch.stack(parts).sum(0).to(self.counts.device)
+        self._fresh = None
+
     def _finished(self, step: int) -> int:
         """Return how many windows are whole after so many steps: the number of the window that the next belongs to."""
         self._length = self._length or int(self.total)  # read once: looking at a tensor waits for the device
@@ -156,7 +172,8 @@ class LabelCorrection(Annotator):
 
     def curves(self, finished: int) -> NDArray[np.float64]:
         """Return the IoU [K, finished] per class and window; NaN where no voxel of the class was labelled."""
-        common, predicted, labelled = self.counts[:finished].double().cpu().permute(1, 2, 0).numpy()
+        counts = self.counts if self._fresh is None else self.counts + self._fresh.to(self.counts.device)
+        common, predicted, labelled = counts[:finished].double().cpu().permute(1, 2, 0).numpy()
         iou: NDArray[np.float64] = common / (labelled + predicted - common + 1e-10)
         return np.where(labelled > 0, iou, np.nan)
 

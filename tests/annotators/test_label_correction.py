@@ -93,6 +93,7 @@ def test_windows_follow_the_length_of_the_stage(total):
     annotator, label = LabelCorrection(windows=50), np.ones((1, 2, 4), np.int64)
     for step in range(total):
         annotator.observe(batch_of(label), logits_of(label), Progress(step, total))
+    annotator.gather()
     windows = min(50, total)
     expected = np.bincount([step * windows // total for step in range(total)], minlength=windows) * 8
     assert annotator.counts[:, 2, 1].tolist() == expected.tolist()
@@ -108,6 +109,7 @@ def test_counts_leave_out_what_nobody_labelled_and_can_be_against_either_label()
     for against, values in expected.items():
         annotator = LabelCorrection(against=against)
         annotator.observe(batch_of(current, given), logits_of(found), Progress(0, 10))
+        annotator.gather()
         assert tuple(map(list, annotator.counts[0, :, 1:].tolist())) == values
     curve = annotator.curves(1)[1:, 0]
     assert curve.tolist() == pytest.approx([2 / 3, 0])
@@ -123,6 +125,8 @@ def test_it_survives_being_saved_inside_a_window():
         if window == 5:
             broken.counts[6:] += 1  # half a window
             whole.counts[6:] += 1
+            for annotator in (whole, broken):
+                annotator.gather()  # as before every checkpoint
             buffer = io.BytesIO()
             torch.save(broken.state_dict(), buffer)
             buffer.seek(0)
