@@ -308,7 +308,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     audit = check_audit(manifest, split, contents={i: store.content(i) for i in ids})
     if write:
         _write_split(folder, split, audit)
-    return Prepared(
+    prepared = Prepared(
         recipe=recipe,
         dataset=dataset,
         manifest=manifest,
@@ -330,6 +330,9 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         else (manifest.slice_axis if spec.slice_axis is None else spec.slice_axis),
         raters=_raters(folder / "raters.json", dataset, manifest, split, store, spec) if write else None,
     )
+    for stage in recipe.stages:
+        prepared.held_out(stage)  # too many parts are found before anything is trained
+    return prepared
 
 
 def _write_split(folder: Path, split: Split, audit: Audit) -> None:

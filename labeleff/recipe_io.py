@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from labeleff import registry
 from labeleff.convert import convert, from_mapping
 from labeleff.errors import RecipeError, did_you_mean
-from labeleff.recipe import Component, Recipe, Stage
+from labeleff.recipe import Component, Data, Recipe, Stage
 
 LARGEST_FILE = 1 << 20
 _COMPONENTS = ("dataset", "backbone", "strategy", "annotator", "noise")
@@ -240,9 +240,26 @@ def check_recipe(recipe: Recipe) -> Recipe:
         recipe,
         data=data,
         backbone=_completed("backbone", recipe.backbone, "backbone"),
-        stages=tuple(_checked_stage(s, f"stages.{i}") for i, s in enumerate(recipe.stages)),
-        baseline=tuple(_checked_stage(s, f"baseline.{i}") for i, s in enumerate(recipe.baseline)),
+        stages=_checked_stages(recipe.stages, "stages", data),
+        baseline=_checked_stages(recipe.baseline, "baseline", data),
     )
+
+
+def _checked_stages(stages: Sequence[Stage], where: str, data: Data) -> tuple[Stage, ...]:
+    checked = tuple(_checked_stage(stage, f"{where}.{i}") for i, stage in enumerate(stages))
+    for i, stage in enumerate(checked):
+        if stage.annotator is not None and stage.fold is not None:
+            parts = [(one.folds, one.fold) for one in checked[max(0, i - stage.fold) : i - stage.fold + stage.folds]]
+            if parts != [(stage.folds, part) for part in range(stage.folds)]:
+                raise RecipeError(
+                    f"{where}.{i}.fold: {stage.annotator.name} needs the networks of all {stage.folds} parts; leave out fold"
+                )
+    if checked and checked[-1].folds and data.evaluate_on != "none":
+        raise RecipeError(
+            f"{where}.{len(checked) - 1}.folds: the last stage would be measured by the network of one part only; add a "
+            "stage after it that learns from all labelled patients, with start: fresh"
+        )
+    return checked
 
 
 def _checked_stage(stage: Stage, where: str) -> Stage:
@@ -265,6 +282,11 @@ def _check_folds(stage: Stage, where: str, reviewed: str) -> None:
         raise RecipeError(
             f"{where}.start: with folds, each network must start from weights that never saw the patients it leaves out; "
             "write start: fresh, or name a file"
+        )
+    if stage.optimiser_state == "previous":
+        raise RecipeError(
+            f"{where}.optimiser_state: with folds, the moments of the part before have seen the patients that this one "
+            "leaves out; use fresh"
         )
     if stage.revise_every or stage.revise_at_start:
         raise RecipeError(

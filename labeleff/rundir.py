@@ -173,6 +173,8 @@ def _only_longer(earlier: Recipe, later: Recipe) -> bool:
     """Return whether nothing but the last stage's length differs, and that upwards."""
     if len(earlier.stages) != len(later.stages) or later.stages[-1].steps <= earlier.stages[-1].steps:
         return False
+    if later.stages[-1].folds:  # the networks of the parts before the last one are done
+        return False
     last = replace(earlier.stages[-1], steps=later.stages[-1].steps)
     return not diff(replace(earlier, stages=(*earlier.stages[:-1], last)), later)
 

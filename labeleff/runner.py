@@ -80,14 +80,14 @@ def run(
 
 
 def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: Path | None) -> dict[str, Any]:
-    recipe = resolve(recipe)
+    given, recipe = pinned(recipe), resolve(recipe)
     directory = RunDirectory(folder)
     if process_rank():  # other processes of a data-parallel run only read
         return Run(recipe, directory, cache).execute()
     with directory.locked(), stopping_at_once():
         if fresh:
             directory.clear()
-        finished = directory.claim(recipe, extend=extend)
+        finished = directory.claim(given, extend=extend)  # what is written down is what was asked for
         if finished is not None:
             console().print(f"{folder}: this run is complete; --fresh starts over")
             show(recipe.name, finished)
@@ -95,11 +95,16 @@ def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: 
         return Run(recipe, directory, cache).execute()
 
 
-def resolve(recipe: Recipe) -> Recipe:
-    """Replace what depends on the machine by what it is here (threads are part of a run), and folds by stages."""
+def pinned(recipe: Recipe) -> Recipe:
+    """Replace what depends on the machine by what it is here: the number of threads is part of a run."""
     threads = recipe.trainer.threads or os.cpu_count() or 1
+    return replace(recipe, trainer=replace(recipe.trainer, threads=threads))
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """Return the recipe as it is run here: threads pinned, and a stage for every part that folds leave out."""
     stages = tuple(one for stage in recipe.stages for one in _unfolded(stage))
-    return replace(recipe, stages=stages, trainer=replace(recipe.trainer, threads=threads))
+    return replace(pinned(recipe), stages=stages)
 
 
 def _unfolded(stage: Stage) -> Iterator[Stage]:
@@ -231,7 +236,9 @@ class Run:
             if annotator is not None:
                 annotator.load_state_dict(state["annotator"])
             optimiser, step = state["optimiser"], state["step"]
-        elif previous is not None:
+        elif (
+            previous is not None and stage.fold is None
+        ):  # the strategy of another part has seen the labels of this one
             report = strategy.inherit(previous.state_dict())
             if report.note:
                 self.log.say(f"stage {index}: {report.note}")
@@ -426,12 +433,14 @@ class Run:
 
     def _reviewed_out_of_fold(self, last: int, strategy: Strategy) -> Iterator[Reviewed]:
         """Predict every labelled case by the network that was trained without its patient."""
-        current = snapshot_path(self.directory, last, self.recipe.stages[last].steps)
+        current = snapshot_path(self.directory, last, self.recipe.stages[last].steps)  # kept a moment ago
         first = last - self.recipe.stages[last].folds + 1
         try:
             for index in range(first, last + 1):
                 stage = self.recipe.stages[index]
-                load_snapshot(snapshot_path(self.directory, index, stage.steps), self.backbone, strategy)
+                best = best_of(self.history, index) if stage.take == "val_best" else None
+                step = stage.steps if best is None else best["step"]
+                load_snapshot(snapshot_path(self.directory, index, step), self.backbone, strategy)
                 network = next(iter(strategy.predictors(self.backbone).values()))
                 viewer = self.data.viewer(network)
                 for case in self.data.held_out(stage):

@@ -140,10 +140,11 @@ def measured(prepared: Prepared, place: Path) -> list[dict[str, Any]]:
         said = json.loads(line).get("annotator", said)
     cases = sorted(prepared.split.labelled)
     rows: list[dict[str, Any]] = []
+    spacings = {case: prepared.store.spacing(case) for case in cases}
+    in_ml = not any(math.isnan(s) for spacing in spacings.values() for s in spacing)  # of all: volumes are compared
     for index, case in enumerate(cases):
-        label, spacing = prepared.annotations.read_given(case), prepared.store.spacing(case)
-        in_ml = not any(math.isnan(s) for s in spacing)
-        voxel = float(np.prod(spacing)) / 1000 if in_ml else 1.0
+        label = prepared.annotations.read_given(case)
+        voxel = float(np.prod(spacings[case])) / 1000 if in_ml else 1.0
         own: dict[str, Any] = {"case": case, "patient": prepared.manifest.case(case).patient}
         own |= {name: values[index] for name, values in said.items()}
         for c, name in enumerate(prepared.task.classes[1:], start=1):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from labeleff.cli import app
 from labeleff.corruption import corrupt, open_data
 from labeleff.recipe_io import load_component
-from labeleff.suspects import outliers, ranked, recipe_for
+from labeleff.suspects import measured, outliers, ranked, recipe_for
 from tests.conftest import tiny
 
 CLI = CliRunner()
@@ -84,6 +85,28 @@ def test_wrong_labels_come_out_on_top(damaged, tmp_path, cache):
     again = CLI.invoke(app, command)  # nothing is trained twice
     assert again.exit_code == 0
     assert "complete" in again.output
+
+
+def test_volumes_are_compared_in_one_unit(tmp_path):
+    """Where the spacing of one case is unknown, all are in voxels: else that case would stand out by its unit."""
+
+    class Label:
+        def read_given(self, case):
+            return np.ones((4, 5), np.uint8)
+
+    class Store:
+        def spacing(self, case):
+            return (float("nan"),) * 2 if case == "b" else (2.0, 2.0)
+
+    cases = ("a", "b", "c")
+    manifest = SimpleNamespace(case=lambda name: SimpleNamespace(patient=name))
+    task = SimpleNamespace(classes=("background", "organ"))
+    split = SimpleNamespace(labelled=cases)
+    (tmp_path / "metrics.jsonl").write_text("")
+    rows = measured(
+        SimpleNamespace(split=split, annotations=Label(), store=Store(), manifest=manifest, task=task), tmp_path
+    )
+    assert [(row["unit"], row["volume:organ"], row["volume"]) for row in rows] == [("voxel", 20.0, 0.0)] * 3
 
 
 def test_a_recipe_lends_its_network_and_data():

@@ -12,11 +12,12 @@ from labeleff.annotators.confident_learning import ConfidentLearning
 from labeleff.batch import IGNORE, Progress
 from labeleff.data.annotations import AnnotationStore
 from labeleff.edits import Reviewed
-from labeleff.errors import RecipeError, SplitError
+from labeleff.errors import RecipeError, RunError, SplitError
 from labeleff.prepared import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.results import load_snapshot
 from labeleff.runner import resolve, run
+from labeleff.strategies.supervised import Supervised
 from tests.conftest import tiny
 
 FOLDED = {
@@ -138,6 +139,8 @@ def test_the_annotator_is_shown_what_the_network_of_the_part_says(tmp_path, cach
         ({"revise_every": 2}, r"stages\.0\.revise_every"),
         ({"annotator": "pseudo_labels"}, r"stages\.0\.annotator"),
         ({"steps": 0}, r"stages\.0\.steps"),
+        ({"optimiser_state": "previous"}, r"stages\.0\.optimiser_state: .* use fresh"),
+        ({"fold": 1}, r"stages\.0\.fold: confident_learning needs the networks of all 2 parts; leave out fold"),
     ],
 )
 def test_folds_that_cannot_work_are_refused(stage, said):
@@ -145,6 +148,71 @@ def test_folds_that_cannot_work_are_refused(stage, said):
         load_recipe(folded(stage=stage))
 
 
-def test_more_parts_than_patients_are_refused(tmp_path, cache):
+def test_a_network_of_one_part_is_no_result():
+    with pytest.raises(
+        RecipeError, match=r"stages\.0\.folds: the last stage would be measured by the network of one part"
+    ):
+        load_recipe(tiny(stages=[FOLDED]))
+    assert load_recipe(tiny(stages=[FOLDED], data=tiny()["data"] | {"evaluate_on": "none"}))
+
+
+def test_more_parts_than_patients_are_refused_before_anything_is_trained(tmp_path, cache):
+    recipe = folded(stage={"folds": 5})
+    recipe["stages"].insert(0, AFTER)
     with pytest.raises(SplitError, match=r"stages\.folds is 5, but 4 patients"):
-        run(load_recipe(folded(stage={"folds": 5})), tmp_path, cache=cache)
+        run(load_recipe(recipe), tmp_path, cache=cache)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_recipe_on_disk_is_what_was_asked_for(tmp_path, cache):
+    recipe = load_recipe(folded())
+    summary = run(recipe, tmp_path, cache=cache)
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert run(recipe, tmp_path, cache=cache) == summary
+    assert run(load_recipe(folded(), ["stages.1.steps=5"]), tmp_path, cache=cache, extend=True)["steps"] == [4, 4, 5]
+
+
+def test_parts_cannot_be_made_longer(tmp_path, cache):
+    recipe = tiny(stages=[FOLDED], data=tiny()["data"] | {"evaluate_on": "none"})
+    run(load_recipe(recipe), tmp_path, cache=cache)
+    with pytest.raises(RunError, match="holds a run of another recipe"):
+        run(load_recipe(recipe, ["stages.0.steps=6"]), tmp_path, cache=cache, extend=True)
+
+
+@pytest.mark.parametrize("take", ["last", "val_best"])
+def test_the_annotator_is_shown_what_the_chosen_network_of_the_part_says(take, tmp_path, cache, monkeypatch):
+    """Against the kept weights, loaded by hand."""
+    shown, revise = [], ConfidentLearning.revise
+
+    def watched(self, cases, progress):
+        shown.extend(cases)
+        return revise(self, shown, progress)
+
+    monkeypatch.setattr(ConfidentLearning, "revise", watched)
+    values = folded(stage={"take": take, "optimiser": {"lr": 0.05}}, labelled=5, validation=1)
+    recipe = load_recipe(values | {"evaluation": {"every": 2, "pictures": False}})
+    history = run(recipe, tmp_path, cache=cache)["validation"]
+    data = prepare(resolve(recipe), tmp_path / "look", cache=cache)
+    assert sorted(case.case for case in shown) == sorted(data.split.labelled)
+    chosen = []
+    for index, stage in enumerate(resolve(recipe).stages[:2]):
+        dice = {entry["step"]: entry["dice"] for entry in history if entry["stage"] == index}
+        chosen.append(4 if take == "last" or dice[4] > dice[2] else 2)
+        weights = load_file(tmp_path / "snapshots" / f"stage-{index:02d}-step-{chosen[-1]:08d}.safetensors")
+        network = data.backbone(0)
+        network.load_state_dict({key.removeprefix("backbone."): value for key, value in weights.items()})
+        for case in (case for case in shown if case.case in data.held_out(stage)):
+            assert torch.equal(case.probs[0], data.viewer(network).probabilities(network, case.case))
+    assert take == "last" or 2 in chosen  # or the test says nothing
+
+
+def test_no_part_inherits_from_another(tmp_path, cache, monkeypatch):
+    inherited, plain = [], Supervised.inherit
+
+    def inherit(self, previous):
+        inherited.append(len(inherited))
+        return plain(self, previous)
+
+    monkeypatch.setattr(Supervised, "inherit", inherit)
+    run(load_recipe(folded()), tmp_path, cache=cache)
+    assert len(inherited) == 1  # the stage after the parts
