@@ -32,10 +32,10 @@ class LabelCorrection(Annotator):
     out of its curve. The curves are judged when labels are revised (``revise_every``), window by window, by the counts of
     all processes.
 
-    Parity with the authors' code, SegTHOR: ``against=current, start=reference, points=2, repeat=segthor,
-    source=current`` with ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none,
-    points=2``. Differs from the authors: predictions are those of the whole case in eval mode by the run's sliding
-    window, not those of training (SegTHOR) or over several scales (VOC).
+    Parity with the authors' code, SegTHOR: ``against=current, start=reference, points=2, repeat=segthor`` with
+    ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none, points=2``. Differs from the
+    authors: predictions are those of the whole case in eval mode by the run's sliding window, not those of training
+    (SegTHOR) or over several scales (VOC).
 
     Args:
         rule: Which of the authors' rules, see ``correct_labels``.
@@ -56,8 +56,9 @@ class LabelCorrection(Annotator):
             ``present``: it is due while its curve so far says so; ``segthor``: it must be due again to be corrected
             again, which is possible at every ``every`` windows.
         every: Of ``repeat=segthor``, windows; 0: at each, negative: a class is corrected once.
-        source: What is corrected: the labels as ``given``, anew each time, or the ``current`` ones, so that corrections
-            add up. Voxels nobody gave keep their current label either way.
+        source: What is corrected: the ``current`` labels, so that corrections add up, or those ``given``, anew each time: a
+            network that slowly fits the errors then takes its corrections back. Voxels nobody gave keep their current
+            label either way.
     """
 
     role: ClassVar[str] = "labelled"
@@ -86,7 +87,7 @@ class LabelCorrection(Annotator):
         points: int = 4,
         repeat: Literal["latch", "present", "segthor"] = "latch",
         every: int = 10,
-        source: Literal["given", "current"] = "given",
+        source: Literal["given", "current"] = "current",
     ) -> None:
         super().__init__()
         if not 0 <= threshold <= 1 or not 0 <= background_threshold <= 1 or not 0 < r < 1:
