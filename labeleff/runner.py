@@ -24,10 +24,13 @@ from labeleff.batch import Progress, derive_seed
 from labeleff.edits import Edit, Question, Reviewed
 from labeleff.errors import RecipeError, RunError
 from labeleff.evaluation.evaluate import Viewer
+from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
 from labeleff.prepared import Prepared, prepare
 from labeleff.recipe import Recipe, Stage
+from labeleff.report.curves import draw_curves, has_curves
+from labeleff.report.pictures import png_array
 from labeleff.results import Results, best_of, compare, keep_snapshot, load_snapshot, show, snapshot_path, validate
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
@@ -420,10 +423,18 @@ class Run:
             author = f"{stage.annotator.name}" if stage.annotator else ""
             revision = self.data.annotations.apply(_edits(answers), step=step, stage=index, author=author)
             self.log.say(f"stage {index}, step {step}: {author} made revision {revision} of the labels")
-            self.log.revision(index, step, annotator.describe(progress))
+            described = annotator.describe(progress)
+            self.log.revision(index, step, described)
+            if has_curves(described) and self.recipe.evaluation.pictures:
+                self._draw_curves(index, step, draw_curves(described, self.data.task.classes))
         if _is_distributed():
             torch.distributed.barrier()
         self.revision += 1
+
+    def _draw_curves(self, index: int, step: int, png: bytes) -> None:
+        """Put curves into TensorBoard, and in place of those of the revision before into ``pictures/``."""
+        write_atomically(self.directory.folder / "pictures" / f"curves_stage_{index}.png", png)
+        self.log.image(index, step, "annotator/curves", png_array(png))
 
     def _reviewed(self, network: nn.Module, annotator: Annotator) -> Iterator[Reviewed]:
         """Predict the annotator's cases one at a time. Only labels that somebody has given are shown."""

@@ -178,10 +178,14 @@ class LabelCorrection(Annotator):
         iou: NDArray[np.float64] = common / (labelled + predicted - common + 1e-10)
         return np.where(labelled > 0, iou, np.nan)
 
+    def _skipped(self, curve: NDArray[np.float64]) -> int:
+        """Return how many values at its start a curve is judged without."""
+        return 0 if self.start == "none" else flat_start(curve, rule=self.start)
+
     def _from(self, curve: NDArray[np.float64]) -> int:
         """Return the window from which a class is due, as its curve so far has it; the number of windows: not at all."""
         rule: Start = "reference" if self.start == "none" else self.start
-        skipped = 0 if self.start == "none" else flat_start(curve, rule=rule)
+        skipped = self._skipped(curve)
         if np.isfinite(curve[skipped:]).sum() < self.points:
             return len(self.counts)
         return correction_epoch(
@@ -245,12 +249,13 @@ class LabelCorrection(Annotator):
         return np.ascontiguousarray(found.numpy())
 
     def describe(self, progress: Progress) -> Mapping[str, float | list[float | None]]:
-        """Return per class the curve (``iou``), the ``window`` from which it is due as of now, and ``due_since``."""
+        """Return per class the curve (``iou``), its ``skipped`` start, the ``window`` it is due from now, and ``due_since``."""
         found: dict[str, float | list[float | None]] = {}
         if len(self.counts):
             finished = min(self._finished(progress.step), len(self.counts))
             for c, curve in enumerate(self.curves(finished)[1:], start=1):
                 found[f"iou/{c}"] = [None if np.isnan(v) else round(float(v), 6) for v in curve]
+                found[f"skipped/{c}"] = float(self._skipped(curve))
                 found[f"window/{c}"] = float(self._from(curve))
                 found[f"due_since/{c}"] = float(self.since[c])
         return found

@@ -43,6 +43,14 @@ def overlay(image: NDArray[Any], label: NDArray[Any], *, strength: float = 0.4) 
     return mixed
 
 
+def png_array(png: bytes) -> NDArray[np.uint8]:
+    """Return [3, H, W] of an encoded picture, for TensorBoard."""
+    from PIL import Image
+
+    array: NDArray[np.uint8] = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).transpose(2, 0, 1)
+    return array
+
+
 def slices_of(volume: NDArray[Any], axis: int, places: Sequence[int]) -> list[NDArray[Any]]:
     """Return 2-D views of a volume, rows down; the image itself where it is 2-D."""
     if volume.ndim == 2:

@@ -1,0 +1,67 @@
+"""Training-IoU curves of ``label_correction``, drawn: points, fits, and when a class became due."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeleff.functional.adele import fit_early_learning
+from labeleff.report.pictures import COLOURS
+
+
+def has_curves(described: Mapping[str, Any]) -> bool:
+    """Return whether an annotator's description holds curves (``iou/CLASS``)."""
+    return any(key.startswith("iou/") for key in described)
+
+
+def draw_curves(described: Mapping[str, Any], classes: Sequence[str]) -> bytes:
+    """Return a PNG with one panel per foreground class.
+
+    Args:
+        described: What ``LabelCorrection.describe`` returns: per class number ``iou/``, ``skipped/``, ``window/`` and
+            ``due_since/``.
+        classes: Names, background first.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * (len(classes) - 1) + 0.4, 2.9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(classes) - 1, sharey=True, squeeze=False)[0]
+    for c, (axes, name) in enumerate(zip(panels, classes[1:], strict=True), start=1):
+        curve = np.array([np.nan if v is None else v for v in described[f"iou/{c}"]], float)
+        colour = COLOURS[1 + (c - 1) % (len(COLOURS) - 1)]
+        axes.plot(np.arange(1, len(curve) + 1), curve, ".", color=colour, markersize=4, label="training IoU")
+        skipped = int(described[f"skipped/{c}"])
+        if np.isfinite(curve[skipped:]).sum() > 1:
+            axes.plot(*fitted(curve[skipped:], skipped), color="0.35", linewidth=1, label="fit")
+        since = int(described[f"due_since/{c}"])
+        if since >= 0:
+            axes.axvline(since, color="0.35", linestyle=":", linewidth=1.2, label="due")
+        axes.set_title(name if since < 0 else f"{name}: due from window {since}", fontsize=9)
+        axes.set_xlabel("window", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(0, 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("IoU with the labels learnt from", fontsize=8)
+    panels[0].legend(fontsize=7, frameon=False, loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def fitted(curve: NDArray[np.float64], skipped: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return windows and values of the fit to a curve whose first ``skipped`` points were left out.
+
+    The fit has its n points from 0 to n inclusive; here they stand at windows skipped + 1 … skipped + n.
+    """
+    count = len(curve)
+    a, b, c = fit_early_learning(curve)
+    time = np.linspace(0, count, 200)
+    with np.errstate(all="ignore"):
+        values = a * (1 - np.exp(-(time**b) / c))
+    return skipped + 1 + time * (count - 1) / count, values
