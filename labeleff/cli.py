@@ -198,9 +198,9 @@ def corrupt(
 def suspects(
     data: Annotated[str, typer.Argument(help="A manifest (.json), or a recipe for its data, network and patch.")],
     folder: Annotated[Path | None, typer.Option(help="Where the ranking goes; default runs/suspects.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each network.")] = 300,
-    folds: Annotated[int, typer.Option(help="Networks, each without one part of the patients.")] = 3,
-    top: Annotated[int, typer.Option(help="Cases that are drawn.")] = 12,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each network.")] = 300,
+    folds: Annotated[int, typer.Option(min=2, help="Networks, each without one part of the patients.")] = 3,
+    top: Annotated[int, typer.Option(min=0, help="Cases that are drawn.")] = 12,
     cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,
     plugin: PluginOption = None,
     debug: DebugOption = False,

@@ -32,10 +32,10 @@ class LabelCorrection(Annotator):
     out of its curve. The curves are judged when labels are revised (``revise_every``), window by window, by the counts of
     all processes.
 
-    Parity with the authors' code, SegTHOR: ``against=current, start=reference, points=2, repeat=segthor`` with
-    ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none, points=2``. Differs from the
-    authors: predictions are those of the whole case in eval mode by the run's sliding window, not those of training
-    (SegTHOR) or over several scales (VOC).
+    Parity with the authors' code, SegTHOR: ``against=current, start=reference, points=2, least=0, repeat=segthor`` with
+    ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none, points=2, least=0``. Differs
+    from the authors: predictions are those of the whole case in eval mode by the run's sliding window, not those of
+    training (SegTHOR) or over several scales (VOC).
 
     Args:
         rule: Which of the authors' rules, see ``correct_labels``.
@@ -52,6 +52,8 @@ class LabelCorrection(Annotator):
         start: What is left out at the start of a curve: nothing (``none``), or see ``flat_start``; by ``reference`` a
             class that never rises by 0.1 from one window to the next is never corrected.
         points: Fewest points that a curve is judged by.
+        least: IoU that a curve must have reached: a plateau before a class is learned looks like the end of learning, and
+            corrections would wipe out a class of which the network as yet sees nothing.
         repeat: ``latch``: a class that was once due stays so, even if that was a plateau before it was learned;
             ``present``: it is due while its curve so far says so; ``segthor``: it must be due again to be corrected
             again, which is possible at every ``every`` windows.
@@ -85,6 +87,7 @@ class LabelCorrection(Annotator):
         against: Literal["given", "current"] = "given",
         start: Literal["relative", "reference", "none"] = "relative",
         points: int = 4,
+        least: float = 0.3,
         repeat: Literal["latch", "present", "segthor"] = "latch",
         every: int = 10,
         source: Literal["given", "current"] = "current",
@@ -92,6 +95,8 @@ class LabelCorrection(Annotator):
         super().__init__()
         if not 0 <= threshold <= 1 or not 0 <= background_threshold <= 1 or not 0 < r < 1:
             raise ValueError("threshold and background_threshold must lie in [0, 1], r in (0, 1)")
+        if not 0 <= least <= 1:
+            raise ValueError("least is an IoU in [0, 1]")
         if windows < 2 or points < 2:
             raise ValueError("windows and points must be at least 2: a curve has two points")
         self.rule: dict[str, Any] = {
@@ -103,7 +108,7 @@ class LabelCorrection(Annotator):
             "veto": veto,
             "logic255": logic255,
         }
-        self.slice_axis, self.r, self.windows, self.against = slice_axis, r, windows, against
+        self.slice_axis, self.r, self.windows, self.against, self.least = slice_axis, r, windows, against, least
         self.start, self.points, self.repeat, self.every, self.source = start, points, repeat, every, source
         for name in ("counts", "total", "checked", "need", "done", "since"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
@@ -186,7 +191,8 @@ class LabelCorrection(Annotator):
         """Return the window from which a class is due, as its curve so far has it; the number of windows: not at all."""
         rule: Start = "reference" if self.start == "none" else self.start
         skipped = self._skipped(curve)
-        if np.isfinite(curve[skipped:]).sum() < self.points:
+        known = curve[skipped:][np.isfinite(curve[skipped:])]
+        if len(known) < self.points or known.max() < self.least:
             return len(self.counts)
         return correction_epoch(
             curve, total=len(self.counts), r=self.r, skip_flat_start=self.start != "none", start=rule

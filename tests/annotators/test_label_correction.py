@@ -25,7 +25,7 @@ from ..test_resume import RECIPES
 WINDOW = np.arange(1, 101)
 FAST = 0.8 * (1 - np.exp(-WINDOW / 1.5))
 SLOW = 0.8 * WINDOW / 100
-AUTHORS = {"start": "reference", "points": 2}
+AUTHORS = {"start": "reference", "points": 2, "least": 0.0}
 
 
 def batch_of(label, given=None):
@@ -193,12 +193,17 @@ def test_a_plateau_before_a_class_is_learned_fires_for_good_or_for_a_while():
     late = 0.2 * (1 - np.exp(-WINDOW / 1.5)) + 0.7 / (1 + np.exp(-(WINDOW - 30) / 3))
     due = {}
     for repeat in ("latch", "present"):
-        annotator = LabelCorrection(repeat=repeat)
+        annotator = LabelCorrection(repeat=repeat, least=0.0)
         for window in range(70):
             observe(annotator, (late, SLOW), window)
         due[repeat] = [annotator._due(Progress(s, 200)) for s in (20, 70, 140)]
         assert annotator.since[1] <= 10
     assert due == {"latch": [[1], [1], [1]], "present": [[1], [], [1]]}
+    annotator = LabelCorrection()  # by default no class is due before it has reached an IoU of 0.3
+    for window in range(70):
+        observe(annotator, (late, SLOW), window)
+    assert [annotator._due(Progress(s, 200)) for s in (20, 50, 140)] == [[], [], [1]]
+    assert late[int(annotator.since[1]) - 1] > 0.3
 
 
 # -- what is written --------------------------------------------------------------------------------------------------------
