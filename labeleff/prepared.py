@@ -330,7 +330,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         else (manifest.slice_axis if spec.slice_axis is None else spec.slice_axis),
         raters=_raters(folder / "raters.json", dataset, manifest, split, store, spec) if write else None,
     )
-    for stage in recipe.stages:
+    for stage in (*recipe.stages, *recipe.baseline):
         prepared.held_out(stage)  # too many parts are found before anything is trained
     return prepared
 

@@ -106,8 +106,10 @@ def pinned(recipe: Recipe) -> Recipe:
 
 def resolve(recipe: Recipe) -> Recipe:
     """Return the recipe as it is run here: threads pinned, and a stage for every part that folds leave out."""
-    stages = tuple(one for stage in recipe.stages for one in _unfolded(stage))
-    return replace(pinned(recipe), stages=stages)
+    stages, baseline = (
+        tuple(one for stage in given for one in _unfolded(stage)) for given in (recipe.stages, recipe.baseline)
+    )
+    return replace(pinned(recipe), stages=stages, baseline=baseline)
 
 
 def _unfolded(stage: Stage) -> Iterator[Stage]:

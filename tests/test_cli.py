@@ -8,7 +8,10 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from labeleff.checking import estimate
 from labeleff.cli import app
+from labeleff.errors import SplitError
+from labeleff.recipe_io import load_recipe
 
 from .conftest import tiny
 
@@ -111,3 +114,23 @@ def test_completion_knows_the_shipped_recipes():
     from labeleff.cli import _complete_recipe
 
     assert "quickstart" in list(_complete_recipe("quick"))
+
+
+def test_check_counts_the_networks_of_all_parts(cache):
+    folded = {"strategy": "supervised", "annotator": "confident_learning", "folds": 2, "start": "fresh", "steps": 5}
+    after = {"strategy": "supervised", "start": "fresh", "steps": 3}
+    data = tiny()["data"] | {"labelled": 4}
+    cost = estimate(load_recipe(tiny(data=data, stages=[after], baseline=[folded, after])), cache=cache)
+    assert list(cost["steps"].values()) == [5, 5, 3, 3]
+    many = tiny(data=data, stages=[after], baseline=[folded | {"folds": 5}, after])
+    with pytest.raises(SplitError, match="4 patients are labelled"):
+        estimate(load_recipe(many), cache=cache)
+
+
+def test_check_where_nothing_is_evaluated(cache):
+    data = tiny()["data"] | {"evaluate_on": "none"}
+    stage = {"strategy": "supervised", "annotator": "label_quality", "folds": 2, "start": "fresh", "steps": 5}
+    cost = estimate(load_recipe(tiny(data=data, stages=[stage])), cache=cache)
+    assert cost["evaluation_seconds"] == 0
+    assert cost["notes"] == ["nothing was evaluated (data.evaluate_on: none)"]  # and nothing of wide intervals
+    assert list(cost["steps"].values()) == [5, 5]

@@ -56,7 +56,7 @@ def audit(manifest: Manifest, split: Split, *, contents: Mapping[str, str]) -> A
             only_training = {earlier[0], role} <= {"labelled", "unlabelled"}
             (warnings if only_training or earlier[0] == role else leaks).append(text)
     count = len({manifest.case(i).patient for i in split.test})
-    if count < FEW_CASES:
+    if 0 < count < FEW_CASES:
         warnings.append(f"evaluated on {count} patients: intervals will be wide")
     return Audit(tuple(leaks), tuple(warnings))
 
