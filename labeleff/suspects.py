@@ -71,8 +71,8 @@ def suspects(
 
     Returns:
         One row per case, the most suspicious first: ``rank``, ``score`` (mean of the case's places in all measures, as
-        shares: 1 is the most suspicious in all), the measures of :data:`MEASURES`, and ``volume:CLASS`` in ml (voxels
-        where the spacing is unknown).
+        shares: 1 is the most suspicious in all), the measures of :data:`MEASURES`, ``dice:CLASS``, ``parts:CLASS``, and
+        ``volume:CLASS`` in ml (in voxels if the spacing of a case is unknown).
 
     Raises:
         LabeleffError: The data cannot be used.
@@ -146,7 +146,7 @@ def measured(prepared: Prepared, place: Path) -> list[dict[str, Any]]:
         label = prepared.annotations.read_given(case)
         voxel = float(np.prod(spacings[case])) / 1000 if in_ml else 1.0
         own: dict[str, Any] = {"case": case, "patient": prepared.manifest.case(case).patient}
-        own |= {name: values[index] for name, values in said.items()}
+        own |= {_column(name, prepared.task.classes): values[index] for name, values in said.items()}
         for c, name in enumerate(prepared.task.classes[1:], start=1):
             mask = label == c
             own[f"volume:{name}"] = float(mask.sum()) * voxel
@@ -158,6 +158,12 @@ def measured(prepared: Prepared, place: Path) -> list[dict[str, Any]]:
     for row, volume, part in zip(rows, outliers(volumes), outliers(parts), strict=True):
         row["volume"], row["parts"] = float(volume), float(part)
     return rows
+
+
+def _column(name: str, classes: Sequence[str]) -> str:
+    """Return what a measure is called in the table: ``dice_2`` is the Dice of a class, and gets its name."""
+    measure, _, number = name.partition("_")
+    return f"{measure}:{classes[int(number)]}" if number else name
 
 
 def outliers(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -182,7 +188,7 @@ def ranked(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if known.sum() > 1:
             place[known] = (stats.rankdata(values[known]) - 1) / (known.sum() - 1)
         places.append(place)
-    score = np.mean(places, axis=0)
+    score = np.stack(places).mean(axis=0).round(12)  # or the order of summation would settle ties
     order = sorted(range(len(rows)), key=lambda i: (-score[i], rows[i]["case"]))
     return [{"rank": n, "score": float(score[i]), **rows[i]} for n, i in enumerate(order, start=1)]
 

@@ -15,6 +15,7 @@ from labeleff.suspects import measured, outliers, ranked, recipe_for
 from tests.conftest import tiny
 
 CLI = CliRunner()
+ORGANS = ("large", "paired", "small")
 
 
 def test_outliers_by_hand():
@@ -78,6 +79,8 @@ def test_wrong_labels_come_out_on_top(damaged, tmp_path, cache):
         rows = list(csv.DictReader(file))
     assert len(rows) == 12  # training cases only
     assert wrong <= {row["case"] for row in rows[:3]}
+    for row in rows:
+        assert float(row["dice"]) == pytest.approx(np.mean([float(row[f"dice:{c}"]) for c in ORGANS]))
     page = (tmp_path / "index.html").read_text()
     assert page.count("<img") == 4 == len(list((tmp_path / "pictures").iterdir()))
     assert "http" not in page.replace("http-equiv", "")
@@ -85,6 +88,20 @@ def test_wrong_labels_come_out_on_top(damaged, tmp_path, cache):
     again = CLI.invoke(app, command)  # nothing is trained twice
     assert again.exit_code == 0
     assert "complete" in again.output
+
+
+def test_equal_scores_go_by_name():
+    """Cases z and a have the places 0 1 1 4 5 5 of six, in another order: the last bits of their sums differ."""
+    places = [[5, 4, 0, 2, 1, 6, 3], [1, 5, 3, 4, 6, 0, 2], [0, 5, 4, 3, 6, 2, 1], [1, 0, 2, 5, 6, 4, 3],
+              [4, 1, 3, 0, 6, 5, 2], [5, 1, 4, 2, 3, 6, 0]]  # fmt: skip
+    signs = {"loss": 1, "flagged": 1, "quality": -1, "dice": -1, "volume": 1, "parts": 1}
+    rows = [
+        {"case": case} | {name: sign * own[i] for own, (name, sign) in zip(places, signs.items(), strict=True)}
+        for i, case in enumerate("zabcdef")
+    ]
+    found = {row["case"]: row for row in ranked(rows)}
+    assert found["z"]["score"] == found["a"]["score"] == pytest.approx(16 / 36)
+    assert found["a"]["rank"] < found["z"]["rank"]
 
 
 def test_volumes_are_compared_in_one_unit(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from labeleff.annotators.base import Annotator
 from labeleff.batch import IGNORE, Progress
@@ -22,7 +23,8 @@ class LabelQuality(Annotator):
     Belongs into a stage with ``folds``, so that no network has seen the labels it judges. The log gets one list per measure,
     cases in the order of their names: ``loss`` (mean cross-entropy), ``flagged`` (share of voxels flagged by confident
     learning over all cases), ``quality`` (soft minimum of the probabilities of the labels), ``dice`` (mean over the
-    foreground classes of the label).
+    foreground classes of the label), and ``dice_1`` … for each class: 0 where only the label or only the prediction has it,
+    null where neither does.
     """
 
     role: ClassVar[str] = "labelled"
@@ -43,6 +45,7 @@ class LabelQuality(Annotator):
                 "loss": float(-own.clamp_min(1e-6).log().mean()) if len(own) else float("nan"),
                 "quality": label_quality(own),
                 "dice": float(image_dice(probs.argmax(0)[None], label[None], len(probs))[0]),
+                **_dice_by_class(probs.argmax(0)[label != IGNORE], label[label != IGNORE], len(probs)),
             }
         for row, count, (place, _, _) in zip(rows.values(), known, issues.find() if issues else (), strict=True):
             row["flagged"] = len(place) / max(count, 1)
@@ -54,6 +57,15 @@ class LabelQuality(Annotator):
         rows = getattr(self, "_rows", {})
         return {
             name: [None if rows[case][name] != rows[case][name] else rows[case][name] for case in sorted(rows)]
-            for name in ("loss", "flagged", "quality", "dice")
-            if rows
+            for name in next(iter(rows.values()), {})
         }
+
+
+def _dice_by_class(predicted: Tensor, label: Tensor, classes: int) -> dict[str, float]:
+    """Return the Dice of each foreground class over known voxels [n]; NaN where neither has it."""
+    scores = {}
+    for c in range(1, classes):
+        is_, said = predicted == c, label == c
+        size = int(is_.sum() + said.sum())
+        scores[f"dice_{c}"] = 2 * int((is_ & said).sum()) / size if size else float("nan")
+    return scores
