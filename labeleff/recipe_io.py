@@ -292,6 +292,12 @@ def _check_folds(stage: Stage, where: str, reviewed: str) -> None:
         raise RecipeError(
             f"{where}.revise_every: with folds, labels are revised once, when all parts are trained; leave it out"
         )
+    for name, stream in stage.streams.items():
+        if stream.role == "all":
+            raise RecipeError(
+                f"{where}.streams.{name}.role: with folds, labels of unlabelled cases are refused: an earlier network that saw "
+                "every patient may have made them; bind labelled"
+            )
     if reviewed != "labelled":
         raise RecipeError(
             f"{where}.annotator: {reviewed} cases are reviewed by it, but folds are parts of the labelled ones"

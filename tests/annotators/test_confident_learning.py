@@ -138,6 +138,7 @@ def test_the_annotator_is_shown_what_the_network_of_the_part_says(tmp_path, cach
         ({"folds": 3, "fold": 3}, r"stages\.0\.fold"),
         ({"revise_every": 2}, r"stages\.0\.revise_every"),
         ({"annotator": "pseudo_labels"}, r"stages\.0\.annotator"),
+        ({"streams": {"labelled": {"role": "all"}}}, r"stages\.0\.streams\.labelled\.role"),
         ({"steps": 0}, r"stages\.0\.steps"),
         ({"optimiser_state": "previous"}, r"stages\.0\.optimiser_state: .* use fresh"),
         ({"fold": 1}, r"stages\.0\.fold: confident_learning needs the networks of all 2 parts; leave out fold"),
