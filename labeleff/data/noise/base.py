@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.batch import IGNORE, derive_seed
+from labeleff.errors import RecipeError
 
 Mask = NDArray[np.bool_]
 TOLERANCE = 0.004
@@ -183,7 +184,7 @@ class NoiseModel(ABC):
             slice_axis: Axis of the slices of a volume.
 
         Raises:
-            ValueError: ``per_class`` names no class, or ``order`` an index that is none.
+            RecipeError: ``per_class`` names no class, or ``order`` an index that is none.
         """
         self._check_names(names)
         key = (type(self).__name__, self.seed, case)
@@ -240,9 +241,9 @@ class NoiseModel(ABC):
     def _check_names(self, names: Sequence[str]) -> None:
         for name in self.per_class:
             if name not in names[1:]:
-                raise ValueError(f"per_class: there is no class {name!r}; classes are {', '.join(names[1:])}")
+                raise RecipeError(f"noise: per_class: there is no class {name!r}; classes are {', '.join(names[1:])}")
         if any(not 0 < c < len(names) for c in self.order):
-            raise ValueError(f"order: {list(self.order)} has an index that is no class 1 … {len(names) - 1}")
+            raise RecipeError(f"noise: order: {list(self.order)} has an index that is no class 1 … {len(names) - 1}")
 
     def touches(self, case: str) -> bool:
         """Return whether the labels of a case are made wrong at all."""

@@ -13,6 +13,7 @@ from scipy import ndimage
 from labeleff.batch import IGNORE
 from labeleff.data.noise.base import Change, Corrupted, Effect, NoiseModel, Organ, generator
 from labeleff.data.noise.boundary import Contour, Distance
+from labeleff.errors import RecipeError
 from labeleff.registry import register
 
 FEW = 4
@@ -122,8 +123,8 @@ class Swap(_Parts):
         name = organ.names[organ.index]
         if name in self.to:
             if self.to[name] not in organ.names:
-                raise ValueError(
-                    f"to.{name}: there is no class {self.to[name]!r}; classes are {', '.join(organ.names)}"
+                raise RecipeError(
+                    f"noise: to.{name}: there is no class {self.to[name]!r}; classes are {', '.join(organ.names)}"
                 )
             return organ.names.index(self.to[name])
         following = organ.index % (len(organ.names) - 1) + 1
