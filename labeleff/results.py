@@ -24,6 +24,7 @@ from labeleff.files import append_line, file_digest, write_atomically, write_jso
 from labeleff.prepared import Prepared, describe
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
+from labeleff.report.corrections import write_corrections
 from labeleff.report.pictures import draw_case, draw_raters, overlay_grid, select_cases
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
@@ -149,6 +150,9 @@ class Results:
                 {k.removeprefix(prefix + "."): v for k, v in current.items() if k.startswith(prefix + ".")}
             )
         write_cases_csv(self.directory.folder / "cases.csv", rows)
+        write_corrections(
+            self.directory.folder, self.data.annotations, self.data.split.labelled, self.data.task.classes
+        )
         summary = {
             "name": self.recipe.name,
             "labeleff": __version__,

@@ -159,7 +159,7 @@ class RunDirectory:
         """Remove what a run wrote (``--fresh``), but not the log of test openings, the baseline, or anybody's other files."""
         owned = re.compile(
             r"recipe\.yaml|environment\.json|split\.json|audit\.json|raters\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
-            r"|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
+            r"|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|corrections\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
         )
         for path in self.folder.iterdir():
             if owned.fullmatch(path.name):

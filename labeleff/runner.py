@@ -29,7 +29,7 @@ from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
 from labeleff.prepared import Prepared, prepare
 from labeleff.recipe import Recipe, Stage
-from labeleff.report.curves import draw_curves, has_curves
+from labeleff.report.curves import corrected_windows, draw_curves, has_curves
 from labeleff.report.pictures import png_array
 from labeleff.results import Results, best_of, compare, keep_snapshot, load_snapshot, show, snapshot_path, validate
 from labeleff.rundir import RunDirectory
@@ -305,6 +305,8 @@ class Run:
                 self._revise(index, strategy, annotator, end)
             if stage.fold is not None and end == stage.steps:
                 self._end_fold(index, strategy, annotator)
+            elif annotator is not None and end == stage.steps:
+                self._end_curves(index, annotator)
             self.save(learner, end, trainer)
             if asked is not None:
                 raise interrupted(asked, f"after step {end} of stage {index}")
@@ -425,18 +427,29 @@ class Run:
             author = f"{stage.annotator.name}" if stage.annotator else ""
             revision = self.data.annotations.apply(_edits(answers), step=step, stage=index, author=author)
             self.log.say(f"stage {index}, step {step}: {author} made revision {revision} of the labels")
-            described = annotator.describe(progress)
-            self.log.revision(index, step, described)
-            if has_curves(described) and self.recipe.evaluation.pictures:
-                self._draw_curves(index, step, draw_curves(described, self.data.task.classes))
+            self._describe(index, step, annotator.describe(progress))
         if _is_distributed():
             torch.distributed.barrier()
         self.revision += 1
 
-    def _draw_curves(self, index: int, step: int, png: bytes) -> None:
-        """Put curves into TensorBoard, and in place of those of the revision before into ``pictures/``."""
-        write_atomically(self.directory.folder / "pictures" / f"curves_stage_{index}.png", png)
-        self.log.image(index, step, "annotator/curves", png_array(png))
+    def _end_curves(self, index: int, annotator: Annotator) -> None:
+        """Note and draw curves as the stage leaves them: the last revision comes before its end."""
+        steps = self.recipe.stages[index].steps
+        annotator.gather()
+        described = annotator.describe(Progress(steps, steps, index, self.recipe.seed))
+        # what is said of a revision was said then, and need not survive a restart
+        if not process_rank() and has_curves(described):
+            self._describe(index, steps, described)
+
+    def _describe(self, index: int, step: int, described: Mapping[str, float | list[float | None]]) -> None:
+        """Note what an annotator says; curves go into TensorBoard, and in place of those before into ``pictures/``."""
+        self.log.revision(index, step, described)
+        if has_curves(described) and self.recipe.evaluation.pictures:
+            history = (entry for entry in self.data.annotations.history() if entry["stage"] == index)
+            windows = corrected_windows(history, described, steps=self.recipe.stages[index].steps)
+            png = draw_curves(described, self.data.task.classes, windows)
+            write_atomically(self.directory.folder / "pictures" / f"curves_stage_{index}.png", png)
+            self.log.image(index, step, "annotator/curves", png_array(png))
 
     def _reviewed(self, network: nn.Module, annotator: Annotator) -> Iterator[Reviewed]:
         """Predict the annotator's cases one at a time. Only labels that somebody has given are shown."""

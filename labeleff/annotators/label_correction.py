@@ -255,9 +255,13 @@ class LabelCorrection(Annotator):
         return np.ascontiguousarray(found.numpy())
 
     def describe(self, progress: Progress) -> Mapping[str, float | list[float | None]]:
-        """Return per class the curve (``iou``), its ``skipped`` start, the ``window`` it is due from now, and ``due_since``."""
+        """Return per class the curve (``iou``), its ``skipped`` start, the ``window`` it is due from now, and ``due_since``.
+
+        ``windows`` is how many there are in the stage.
+        """
         found: dict[str, float | list[float | None]] = {}
         if len(self.counts):
+            found["windows"] = float(len(self.counts))
             finished = min(self._finished(progress.step), len(self.counts))
             for c, curve in enumerate(self.curves(finished)[1:], start=1):
                 found[f"iou/{c}"] = [None if np.isnan(v) else round(float(v), 6) for v in curve]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,40 @@ def has_curves(described: Mapping[str, Any]) -> bool:
     return any(key.startswith("iou/") for key in described)
 
 
-def draw_curves(described: Mapping[str, Any], classes: Sequence[str]) -> bytes:
+def corrected_windows(
+    history: Iterable[Mapping[str, Any]], described: Mapping[str, Any], *, steps: int
+) -> dict[int, list[int]]:
+    """Return per class number the windows after which labels were changed to it or from it.
+
+    Args:
+        history: Changes of one stage, as ``AnnotationStore.history`` returns them.
+        described: What ``LabelCorrection.describe`` returns.
+        steps: Length of the stage.
+    """
+    found: dict[int, set[int]] = {}
+    for entry in history:
+        window = int(entry["step"] * described["windows"] // steps)
+        for pair in entry["voxels"]:
+            for value in map(int, pair.split("->")):
+                found.setdefault(value, set()).add(window)
+    return {c: sorted(windows) for c, windows in found.items()}
+
+
+def draw_curves(
+    described: Mapping[str, Any], classes: Sequence[str], corrected: Mapping[int, Sequence[int]] | None = None
+) -> bytes:
     """Return a PNG with one panel per foreground class.
 
     Args:
         described: What ``LabelCorrection.describe`` returns: per class number ``iou/``, ``skipped/``, ``window/`` and
             ``due_since/``.
         classes: Names, background first.
+        corrected: Windows after which labels of a class number were changed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * (len(classes) - 1) + 0.4, 2.9), dpi=110, layout="constrained")
+    figure = Figure(figsize=(3.2 * (len(classes) - 1) + 0.4, 3.1), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(classes) - 1, sharey=True, squeeze=False)[0]
     for c, (axes, name) in enumerate(zip(panels, classes[1:], strict=True), start=1):
@@ -42,13 +64,19 @@ def draw_curves(described: Mapping[str, Any], classes: Sequence[str]) -> bytes:
         since = int(described[f"due_since/{c}"])
         if since >= 0:
             axes.axvline(since, color="0.35", linestyle=":", linewidth=1.2, label="due")
+        changed = (corrected or {}).get(c, ())
+        if changed:
+            axes.plot(changed, [0.02] * len(changed), "|", color="0.35", markersize=6, label="labels changed")
         axes.set_title(name if since < 0 else f"{name}: due from window {since}", fontsize=9)
         axes.set_xlabel("window", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("IoU with the labels learnt from", fontsize=8)
-    panels[0].legend(fontsize=7, frameon=False, loc="lower right")
+    handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        handles.values(), handles.keys(), fontsize=7, frameon=False, loc="outside lower center", ncols=len(handles)
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -308,8 +308,8 @@ def test_a_run_corrects_its_labels_and_writes_the_curves_down(tmp_path, cache):
     assert {(c["by"], c["author"]) for c in changes} == {("label_correction", "corrected")}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     told = [line for line in lines if "annotator" in line]
-    assert [line["step"] for line in told] == [3, 6, 9]
-    assert [len(line["annotator"]["iou/1"]) for line in told] == [1, 3, 4]  # windows of two steps
+    assert [line["step"] for line in told] == [3, 6, 9, 10]  # and at the end of the stage
+    assert [len(line["annotator"]["iou/1"]) for line in told] == [1, 3, 4, 5]  # windows of two steps
     assert {c["step"] for c in changes} == {6, 9}
 
 
