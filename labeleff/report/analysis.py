@@ -18,6 +18,7 @@ from labeleff.evaluation import statistics
 from labeleff.evaluation.statistics import FEWEST_DRAWS, Interval
 from labeleff.evaluation.tables import METRICS
 from labeleff.files import write_json
+from labeleff.report import labels
 from labeleff.report.words import answer, verdict
 from labeleff.sweep.collect import MEAN, Collected, Record
 
@@ -46,6 +47,17 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "cases": ("dataset", "method", "baseline", "labelled", "patient", "dice", "baseline_dice"),
     "runs": (
         "dataset", "method", "labelled", "labels", "draw", "seed", "fold", "dice", "hd95", "seconds", "split", "run",
+    ),
+    "training_iou": (
+        "dataset", "method", "labelled", "labels", "draw", "seed", "fold", "run", "stage", "class", "due_since", "curve",
+    ),
+    "diagnostics": (
+        "dataset", "method", "labelled", "labels", "draw", "seed", "fold", "run", "stage", "step", "class",
+        "early_learning", "memorisation", "label_iou",
+    ),
+    "corrections": (
+        "dataset", "method", "labelled", "labels", "from", "to", "runs", "voxels", "share", "confidence", "first_step",
+        "last_step",
     ),
     "published": ("method", "labelled", "dice", "source", "selection"),
     "left_out": ("run", "reason"),
@@ -100,6 +112,14 @@ def analyse(found: Collected) -> Analysis:
         tables["areas"] += list(_area_rows(own, found.baseline))
         tables["ranks"] += list(_rank_rows(own))
         tables["cases"] += list(_case_rows(own, found.baseline))
+        for cell in own:
+            head = {"dataset": cell.dataset, "method": cell.method, "labelled": cell.labelled, "labels": cell.labels}
+            records = [record for run in cell.runs.values() for record in run]
+            for record in records:
+                place = head | {"draw": record.draw, "seed": record.seed, "fold": record.fold, "run": record.name}
+                tables["training_iou"] += list(labels.training_iou_rows(record, place))
+                tables["diagnostics"] += list(labels.diagnostic_rows(record, place))
+            tables["corrections"] += list(labels.correction_rows(records, head))
     tables["runs"] = [_run_row(record) for record in found.records]
     tables["published"] = [dict(entry) for entry in found.plan["benchmark"].get("published", [])]
     tables["left_out"] = [{"run": entry.name, "reason": entry.reason} for entry in found.left_out]

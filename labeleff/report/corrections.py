@@ -10,6 +10,7 @@ from typing import Any
 
 from labeleff.batch import IGNORE
 from labeleff.data.annotations import AnnotationStore
+from labeleff.errors import RunError
 from labeleff.files import write_atomically
 
 FILE = "corrections.csv"
@@ -81,13 +82,21 @@ def write_corrections(folder: Path, store: AnnotationStore, cases: Sequence[str]
 
 
 def read_corrections(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's ``corrections.csv``; none where there is no such file."""
-    if not (folder / FILE).exists():
+    """Return the rows of a run's ``corrections.csv``; none where there is no such file.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
         return []
-    with (folder / FILE).open(newline="") as file:
-        return [
-            row
-            | {key: int(row[key]) for key in ("revision", "stage", "step", "cases", "voxels", "given_foreground")}
-            | {key: float(row[key]) if row[key] else None for key in ("share", "confidence")}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="") as file:
+            return [
+                row
+                | {key: int(row[key]) for key in ("revision", "stage", "step", "cases", "voxels", "given_foreground")}
+                | {key: float(row[key]) if row[key] else None for key in ("share", "confidence")}
+                for row in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: damaged ({error}); remove it, and the report does without its corrections") from error

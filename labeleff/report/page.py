@@ -18,7 +18,7 @@ from PIL import Image
 from labeleff.evaluation.statistics import FEWEST_DRAWS, FEWEST_FOR_INTERVAL
 from labeleff.evaluation.tables import METRICS
 from labeleff.files import write_atomically
-from labeleff.report import figures
+from labeleff.report import figures, label_figures
 from labeleff.report.analysis import PRIMARY, TABLES, Analysis, Row, variant
 from labeleff.report.figures import Style
 from labeleff.report.words import number
@@ -32,6 +32,8 @@ TITLES = {
     "cases": "Dice of every test patient, each method against the baseline",
     "cost": "Difference in mean Dice to the baseline against seconds and images per run",
     "ranks": "How often each method takes each rank",
+    "training_iou": "IoU of training predictions with the labels learnt from, per class and run",
+    "memorisation": "IoU with clean and with given labels where these differ, per class and run",
 }
 RANKS = ("best", "median", "worst")
 DIGITS = {
@@ -253,7 +255,7 @@ def _main(
 def _drawings(analysis: Analysis, dataset: str, files: str, looks: Mapping[str, Style]) -> dict[str, Drawing]:
     own = {
         name: [row for row in analysis.tables[name] if row["dataset"] == dataset]
-        for name in ("curves", "differences", "cost", "cases", "ranks")
+        for name in ("curves", "differences", "cost", "cases", "ranks", "training_iou", "diagnostics")
     }
     main = {
         name: [row for row in own[name] if (row["class"], row["metric"]) == PRIMARY]
@@ -269,6 +271,8 @@ def _drawings(analysis: Analysis, dataset: str, files: str, looks: Mapping[str, 
             "cases": figures.per_case(own["cases"], labels, baseline, looks),
             "cost": figures.cost_and_gain(own["cost"], main["differences"], baseline, looks),
             "ranks": figures.ranks(own["ranks"], looks),
+            "training_iou": label_figures.training_iou(own["training_iou"], looks),
+            "memorisation": label_figures.memorisation(own["diagnostics"], looks),
         }
         return {
             kind: Drawing(
