@@ -190,6 +190,9 @@ class Evaluation:
         largest_component: Keep only the largest component of each class at test time.
         oracle: Also report the snapshot that is best on the evaluation cases, as a marked row that is not a result.
         pictures: Cases drawn: best, median and worst, and labelled ones whose raters differ most; or none.
+        diagnose: Steps between looks at how training cases whose labels ``data.noise`` made wrong are learnt, against the
+            clean ones; 0: never. Without ``data.noise`` there is nothing to see. Changes nothing about a result.
+        diagnose_cases: Cases predicted at each look, as in validation: what it costs.
     """
 
     folds: int = 0
@@ -201,6 +204,8 @@ class Evaluation:
     largest_component: bool = False
     oracle: bool = False
     pictures: bool = True
+    diagnose: int = 0
+    diagnose_cases: int = 8
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,24 @@ class RunLog:
 
     def revision(self, stage: int, step: int, values: Mapping[str, float | list[float | None]]) -> None:
         """Note what an annotator says of a revision; only numbers are drawn in TensorBoard, curves are in the lines."""
+        self._note(stage, step, "annotator", values)
+
+    def diagnostics(self, stage: int, step: int, values: Mapping[str, float | None]) -> None:
+        """Note how wrong labels are learnt."""
+        self._note(stage, step, "diagnostics", values)
+
+    def _note(self, stage: int, step: int, what: str, values: Mapping[str, Any]) -> None:
         if self.write and values:
-            self._lines.append(json.dumps({"stage": stage, "step": step, "annotator": dict(values)}))
+            self._lines.append(json.dumps({"stage": stage, "step": step, what: dict(values)}))
             for name, value in values.items():
-                if not isinstance(value, list):
-                    self.scalar(stage, step, f"annotator/{name}", value)
+                if isinstance(value, int | float):
+                    self.scalar(stage, step, f"{what}/{name}", value)
+
+    def noted(self, stage: int, what: str) -> list[tuple[int, dict[str, Any]]]:
+        """Return steps and values of what was noted in a stage so far, by this process and those before it."""
+        self.flush()
+        lines = [json.loads(line) for line in self.directory.metrics.read_text().splitlines() if f'"{what}"' in line]
+        return [(line["step"], line[what]) for line in lines if what in line and line["stage"] == stage]
 
     def image(self, stage: int, step: int, name: str, picture: NDArray[np.uint8]) -> None:
         """Show a picture [3, H, W] in TensorBoard."""

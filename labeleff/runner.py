@@ -21,15 +21,18 @@ from torch import nn
 from labeleff import registry
 from labeleff.annotators.base import Annotator
 from labeleff.batch import Progress, derive_seed
+from labeleff.data.annotations import AnnotationStore
+from labeleff.diagnostics import NoiseDiagnostics
 from labeleff.edits import Edit, Question, Reviewed
 from labeleff.errors import RecipeError, RunError
 from labeleff.evaluation.evaluate import Viewer
+from labeleff.evaluation.inference import segment
 from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepared import HIDDEN, Prepared, prepare
 from labeleff.recipe import Recipe, Stage
-from labeleff.report.curves import corrected_windows, draw_curves, has_curves
+from labeleff.report.curves import corrected_windows, draw_curves, draw_diagnostics, has_curves
 from labeleff.report.pictures import png_array
 from labeleff.results import Results, best_of, compare, keep_snapshot, load_snapshot, show, snapshot_path, validate
 from labeleff.rundir import RunDirectory
@@ -192,6 +195,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.images: list[dict[str, int]] = [{} for _ in recipe.stages]
+        self.diagnostics = self._clean_labels() if recipe.evaluation.diagnose else None
 
     # -- stages ---------------------------------------------------------------------------------------------------------
 
@@ -301,6 +305,8 @@ class Run:
             every = self.recipe.evaluation.every
             if every and end % every == 0:
                 self._validate(index, end, strategy)
+            if self.diagnostics is not None and (end % self.recipe.evaluation.diagnose == 0 or end == stage.steps):
+                self._diagnose(index, end, strategy)
             if annotator is not None and stage.revise_every and end % stage.revise_every == 0 and end < stage.steps:
                 self._revise(index, strategy, annotator, end)
             if stage.fold is not None and end == stage.steps:
@@ -314,7 +320,9 @@ class Run:
 
     def _edges(self, stage: Stage, step: int) -> Iterator[int]:
         """Yield the steps after ``step`` at which a fit must end."""
-        periods = [p for p in (self.recipe.evaluation.every, stage.revise_every if stage.annotator else 0) if p]
+        looks = self.recipe.evaluation.diagnose if self.diagnostics is not None else 0
+        revisions = stage.revise_every if stage.annotator else 0
+        periods = [p for p in (self.recipe.evaluation.every, looks, revisions) if p]
         for candidate in range(step + 1, stage.steps + 1):
             if candidate == stage.steps or any(candidate % period == 0 for period in periods):
                 yield candidate
@@ -413,6 +421,32 @@ class Run:
         if _is_distributed():
             torch.distributed.broadcast_object_list(entry)
         self.history.append(entry[0])
+
+    def _clean_labels(self) -> NoiseDiagnostics | None:
+        """Return what compares with the labels before they were made wrong; None where they were not, or are gone."""
+        hidden = self.directory.folder / HIDDEN
+        if not (hidden / "current").exists():
+            return None
+        return NoiseDiagnostics(AnnotationStore.open(hidden), self.data.annotations, self.data.task)
+
+    def _diagnose(self, index: int, step: int, strategy: Strategy) -> None:
+        """Note and draw how the wrong labels of this stage's cases are learnt, as they are before a revision here."""
+        if self.diagnostics is not None and not process_rank():
+            stage, spec = self.recipe.stages[index], self.recipe.evaluation
+            network = next(iter(strategy.predictors(self.backbone).values()))
+            viewer, left_out = self.data.viewer(network), set(self.data.held_out(stage))
+            values = self.diagnostics.measure(
+                [case for case in self.data.cases_of("labelled") if case not in left_out],
+                lambda case: segment(viewer.probabilities(network, case)),
+                revision=self.revision,
+                most=spec.diagnose_cases,
+            )
+            self.log.diagnostics(index, step, values)
+            if spec.pictures:
+                png = draw_diagnostics(self.log.noted(index, "diagnostics"), self.data.task.classes)
+                write_atomically(self.directory.folder / "pictures" / f"diagnostics_stage_{index}.png", png)
+        if _is_distributed():
+            torch.distributed.barrier()
 
     def _revise(self, index: int, strategy: Strategy, annotator: Annotator, step: int) -> None:
         """Let the annotator change labels; the first process applies them, the others wait and read the new revision."""

@@ -18,6 +18,7 @@ LAYERS = {
         "prepared",
         "results",
         "folds",
+        "diagnostics",
         "runner",
         "checking",
         "corruption",

@@ -61,7 +61,9 @@ RECIPES = {
                 | {"threshold": 0.3, "least": 0.0},
                 "revise_every": 3,
             }
-        ]
+        ],
+        data=tiny()["data"] | {"noise": {"name": "distance", "target_dice": 0.7}},
+        evaluation={"pictures": False, "diagnose": 4, "diagnose_cases": 1},
     ),
     "folds": tiny(
         data=tiny()["data"] | {"labelled": 4},

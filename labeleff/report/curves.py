@@ -93,3 +93,40 @@ def fitted(curve: NDArray[np.float64], skipped: int) -> tuple[NDArray[np.float64
     with np.errstate(all="ignore"):
         values = a * (1 - np.exp(-(time**b) / c))
     return skipped + 1 + time * (count - 1) / count, values
+
+
+def draw_diagnostics(noted: Sequence[tuple[int, Mapping[str, float | None]]], classes: Sequence[str]) -> bytes:
+    """Return a PNG with one panel per foreground class: early learning, memorisation, and how near labels are to clean ones.
+
+    Args:
+        noted: Steps, and what ``NoiseDiagnostics.measure`` returned there.
+        classes: Names, background first.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * (len(classes) - 1) + 0.4, 3.1), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(classes) - 1, sharey=True, squeeze=False)[0]
+    styles = {
+        "early_learning": ("-", "wrong voxels: prediction and clean label"),
+        "memorisation": (":", "wrong voxels: prediction and given label"),
+        "label_iou": ("--", "all voxels: current and clean label"),
+    }
+    for c, (axes, name) in enumerate(zip(panels, classes[1:], strict=True), start=1):
+        colour = COLOURS[1 + (c - 1) % (len(COLOURS) - 1)]
+        for what, (dash, label) in styles.items():
+            values = [np.nan if found[f"{what}/{c}"] is None else found[f"{what}/{c}"] for _, found in noted]
+            shade = "0.35" if what == "label_iou" else colour
+            axes.plot([step for step, _ in noted], values, dash, color=shade, linewidth=1.3, label=label)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_ylim(0, 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("IoU", fontsize=8)
+    handles, texts = panels[0].get_legend_handles_labels()
+    figure.legend(handles, texts, fontsize=7, frameon=False, loc="outside lower center", ncols=min(3, len(classes) - 1))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()

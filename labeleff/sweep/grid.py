@@ -11,7 +11,7 @@ from typing import Any
 
 from labeleff import __version__, registry
 from labeleff.errors import RecipeError
-from labeleff.recipe import Component, Recipe, Stage, Trainer
+from labeleff.recipe import Component, Evaluation, Recipe, Stage, Trainer
 from labeleff.recipe_io import load_recipe, to_mapping
 from labeleff.sweep.benchmark import Benchmark, DataChoice, method_file
 
@@ -69,7 +69,11 @@ def _plain_ways(recipe: Recipe) -> Recipe:
     """Return the recipe with the usual values in place of all that leaves its result as it is."""
     usual, found = Trainer(), recipe.trainer
     trainer = replace(found, workers=usual.workers, checkpoint_every=usual.checkpoint_every, log_every=usual.log_every)
-    return replace(recipe, name="", trainer=trainer, evaluation=replace(recipe.evaluation, pictures=True))
+    looks = Evaluation()
+    evaluation = replace(
+        recipe.evaluation, pictures=looks.pictures, diagnose=looks.diagnose, diagnose_cases=looks.diagnose_cases
+    )
+    return replace(recipe, name="", trainer=trainer, evaluation=evaluation)
 
 
 def _told(value: Any, kind: str = "") -> Any:
