@@ -23,13 +23,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-LISTS = ("strategies", "annotators", "backbones", "datasets", "noise", "recipes", "benchmarks")
+LISTS = ("strategies", "annotators", "backbones", "datasets", "noise", "priors", "recipes", "benchmarks")
 KINDS = {
     "strategies": "strategy",
     "annotators": "annotator",
     "backbones": "backbone",
     "datasets": "dataset",
     "noise": "noise",
+    "priors": "prior",
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -28,6 +29,7 @@ from labeleff.data.manifest import Case, Manifest
 from labeleff.data.module import StepData, make_loader
 from labeleff.data.noise.base import NoiseModel
 from labeleff.data.noise.measure import Achieved
+from labeleff.data.priors.base import Known, Prior, as_plain, checked
 from labeleff.data.sampling import StreamPlan
 from labeleff.data.split import Split, evenly, make_split
 from labeleff.data.store import ImageStore
@@ -39,6 +41,8 @@ from labeleff.strategies.base import Strategy
 
 HIDDEN = "hidden"
 """Folder of a run that keeps the clean labels where label noise was asked for: for diagnostics, never for training."""
+MULTIPLE = 32
+"""Whole images are padded to multiples of this, or of a divisor where the patch is of smaller ones."""
 DEFAULT_CACHE = Path.home() / ".cache" / "labeleff" / "prepared"
 
 
@@ -61,6 +65,10 @@ class Prepared:
     slice_axis: int | None
     raters: Mapping[str, Any] | None = None
     """How far the raters of the labelled cases agree, see ``data.raters``; None where every case has one."""
+    priors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Expected shares of the classes in unlabelled cases [1, K], or in their slices [n, K], see ``data.prior``."""
+    prior_mark: str = ""
+    """What must stand beside a result that rests on them."""
 
     # -- networks -------------------------------------------------------------------------------------------------------
 
@@ -145,16 +153,35 @@ class Prepared:
         role = (bound.role if bound is not None else None) or stream.role
         left_out = frozenset(self.held_out(stage))
         cases = tuple(i for i in self.cases_of(role, bound.domain if bound is not None else None) if i not in left_out)
-        batch = (bound.batch if bound is not None else None) or stage.batch
-        if not cases:
+        batch = stage.batch if bound is None or bound.batch is None else bound.batch
+        if not cases or not batch:
             return None
+        patch = self._whole(cases) if stream.kind == "slice" and self.task.ndim == 2 else None
         if role != "labelled":
-            return StreamPlan(cases=cases, batch=batch)
+            return StreamPlan(cases, batch, known=bound.known if bound is not None else 0.0, patch=patch)
         count, axis = self.recipe.data.slices, self.slice_axis
         some = None
         if count is not None and axis is not None:
             some = tuple(tuple(evenly(self.store.shape(case)[axis], count)) for case in cases)
-        return StreamPlan(cases=cases, batch=batch, foreground=self.recipe.data.foreground, slices=some)
+        return StreamPlan(
+            cases,
+            batch,
+            foreground=self.recipe.data.foreground,
+            slices=some,
+            patch=patch,
+            known=bound.known if bound is not None else 0.0,
+        )
+
+    def _whole(self, cases: Iterable[str]) -> tuple[int, ...]:
+        """Return the size in which every one of some images (or slices) lies whole, of lengths that the network takes."""
+        axes = [a for a in range(self.manifest.axes) if a != self.slice_axis]
+        longest = [max(self.store.shape(case)[a] for case in cases) for a in axes]
+        units = [math.gcd(n, MULTIPLE) for n in self.recipe.data.patch]  # the patch is known to fit
+        return tuple(math.ceil(n / unit) * unit for n, unit in zip(longest, units, strict=True))
+
+    def bound(self, stage: Stage, index: int, strategy: Strategy) -> frozenset[str]:
+        """Return the cases that a stage may read: those its streams are bound to."""
+        return frozenset(case for plan in self.plans(stage, index, strategy).values() for case in plan.cases)
 
     def loader(
         self,
@@ -169,10 +196,12 @@ class Prepared:
         world: int = 1,
     ) -> DataLoader[dict[str, Batch]]:
         """Return the micro-batches of the steps ``first`` … ``last`` of a stage, for one process of ``world``."""
+        plans = self.plans(stage, index, strategy)
+        bound = frozenset(case for plan in plans.values() for case in plan.cases)
         data = StepData(
-            self.store,
-            self.annotations,
-            self.plans(stage, index, strategy),
+            self.store.only(bound),
+            self.annotations.only(bound),
+            plans,
             first_step=first,
             last_step=last,
             accumulate=self.recipe.trainer.accumulate,
@@ -183,6 +212,7 @@ class Prepared:
             seed=self.recipe.seed,
             stage=index,
             num_classes=self.task.num_classes,
+            priors=self.priors,
             rank=rank,
             world=world,
         )
@@ -282,6 +312,8 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         foreign=spec.foreign,
         contamination=spec.contamination,
         slices=spec.slices,
+        source=spec.source,
+        target=spec.target,
     )
     noise = make_noise(spec.noise)
     if noise is not None and spec.drop_noisy:
@@ -308,6 +340,9 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     audit = check_audit(manifest, split, contents={i: store.content(i) for i in ids})
     if write:
         _write_split(folder, split, audit)
+    slice_axis = None
+    if ndim != manifest.axes:
+        slice_axis = manifest.slice_axis if spec.slice_axis is None else spec.slice_axis
     prepared = Prepared(
         recipe=recipe,
         dataset=dataset,
@@ -325,14 +360,50 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
             write=write,
         ),
         task=task,
-        slice_axis=None
-        if ndim == manifest.axes
-        else (manifest.slice_axis if spec.slice_axis is None else spec.slice_axis),
+        slice_axis=slice_axis,
         raters=_raters(folder / "raters.json", dataset, manifest, split, store, spec) if write else None,
     )
+    if spec.prior is not None:
+        prepared = _with_priors(prepared, spec.prior, folder / "priors.json", write=write)
     for stage in (*recipe.stages, *recipe.baseline):
         prepared.held_out(stage)  # too many parts are found before anything is trained
     return prepared
+
+
+def _with_priors(prepared: Prepared, component: Component, path: Path, *, write: bool) -> Prepared:
+    """Return what a run needs with the expected sizes of organs in its unlabelled cases, computed once and written down."""
+    prior: Prior = registry.build("prior", component.name, **component.options)
+    if write and not path.exists():
+        found = checked(prior.ratios(_visible(prepared)), _visible(prepared))
+        write_json(
+            path,
+            {"prior": {"name": component.name, **component.options}, "mark": prior.mark, "shares": as_plain(found)},
+        )
+    try:
+        shares = json.loads(path.read_text())["shares"]
+        priors = {case: np.array(rows, np.float32) for case, rows in shares.items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path}: damaged ({error}); start over with --fresh") from error
+    return replace(prepared, priors=priors, prior_mark=prior.mark)
+
+
+def _visible(prepared: Prepared) -> Known:
+    """Return what a prior may look at: labels of the budget, images, and (for those that own up to it) hidden labels."""
+    data, split, store = prepared.dataset, prepared.split, prepared.store
+
+    def budget() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        return ((case, prepared.annotations.read_given(case)) for case in split.labelled)
+
+    return Known(
+        classes=prepared.task.classes,
+        cases=split.unlabelled,
+        slice_axis=prepared.slice_axis,
+        shape=store.shape,
+        spacing=store.spacing,
+        image=store.read,
+        budget=budget,
+        truth=lambda case: on_grid(data.read_label(prepared.manifest.case(case)), store, case),
+    )
 
 
 def _write_split(folder: Path, split: Split, audit: Audit) -> None:
@@ -494,7 +565,12 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "validation_patients": patients(split.validation),
         "test_patients": patients(split.test),
         "evaluated_on": split.evaluate_on,
-        "notes": [*split.notes, *_rater_notes(prepared), *prepared.audit.warnings],
+        "notes": [
+            *split.notes,
+            *([prepared.prior_mark] if prepared.prior_mark else []),
+            *_rater_notes(prepared),
+            *prepared.audit.warnings,
+        ],
     }
 
 

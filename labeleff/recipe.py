@@ -23,7 +23,8 @@ class Data:
 
     Args:
         dataset: Registered data set with its options.
-        labelled: Budget: a number of patients, a fraction of them (below 1), ``all``, or ``first:N`` of the official list.
+        labelled: Budget: a number of patients, a fraction of them (below 1), ``all``, ``first:N`` of the official list, or
+            ``none``: a network that was trained elsewhere is adapted (``stages.0.start`` names its file).
         draw: Which random draw of labelled patients; budgets are nested within a draw.
         validation: Patients taken out of the budget for validation, or ``official`` (added to it, and the result says so).
         slices: Slices labelled per labelled patient, evenly spread, the rest unknown; null: all of them.
@@ -33,6 +34,10 @@ class Data:
         unlabelled: ``rest`` of the training list, ``none``, a number of patients, or ``5x``: five times the labelled ones.
         foreign: Domain whose training patients are never labelled, and join the unlabelled ones only by ``contamination``.
         contamination: Share of the unlabelled patients that are foreign, in place of as many others.
+        source: Domains that labels come from; empty: all.
+        target: Domains that unlabelled and evaluation cases come from; empty: all. A target named as source too is an oracle.
+        prior: What is known of the sizes of organs in unlabelled cases beforehand, for strategies that learn from it; null:
+            nothing.
         noise: Label-noise model by which the labels of labelled patients are made wrong, once, before anything is learned;
             null: they stay as they are. Validation and test labels are never touched.
         drop_noisy: Instead of learning from the cases that the noise touches, treat them as unlabelled.
@@ -56,6 +61,9 @@ class Data:
     unlabelled: int | str = "rest"
     foreign: str = ""
     contamination: float = 0.0
+    source: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    prior: Component | None = None
     noise: Component | None = None
     drop_noisy: bool = False
     evaluate_on: Literal["test", "development", "none"] = "test"
@@ -70,11 +78,19 @@ class Data:
 
 @dataclass(frozen=True)
 class StreamBinding:
-    """How a stage binds one stream: batch size and which cases."""
+    """How a stage binds one stream: batch size and which cases. What no stream binds, the stage cannot read.
+
+    Args:
+        batch: Samples per step; 0 leaves an optional stream out (no source in a stage of adaptation).
+        role: Whose cases, where they are not those the strategy means.
+        domain: Only cases of this domain.
+        known: Share of samples centred on a voxel that somebody has labelled, for labels that know little.
+    """
 
     batch: int | None = None
     role: Literal["labelled", "unlabelled", "all"] | None = None
     domain: str | None = None
+    known: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from labeleff.errors import RecipeError, did_you_mean
 from labeleff.recipe import Component, Data, Recipe, Stage
 
 LARGEST_FILE = 1 << 20
-_COMPONENTS = ("dataset", "backbone", "strategy", "annotator", "noise")
+_COMPONENTS = ("dataset", "backbone", "strategy", "annotator", "noise", "prior")
 _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}")
 
 
@@ -235,7 +235,10 @@ def check_recipe(recipe: Recipe) -> Recipe:
     noise = _completed("noise", recipe.data.noise, "data.noise") if recipe.data.noise else None
     if recipe.data.drop_noisy and noise is None:
         raise RecipeError("data.drop_noisy: there is no label noise to drop cases for; name a model as data.noise")
-    data = replace(recipe.data, dataset=_completed("dataset", recipe.data.dataset, "data.dataset"), noise=noise)
+    prior = _completed("prior", recipe.data.prior, "data.prior") if recipe.data.prior else None
+    data = replace(
+        recipe.data, prior=prior, dataset=_completed("dataset", recipe.data.dataset, "data.dataset"), noise=noise
+    )
     return replace(
         recipe,
         data=data,
@@ -383,7 +386,8 @@ def _check_stage_ranges(stage: Stage, where: str, patch: tuple[int, ...]) -> Non
     need(stage.schedule.warmup >= 0, f"{where}.schedule.warmup", stage.schedule.warmup, "0 or more steps")
     need(stage.schedule.every >= 1, f"{where}.schedule.every", stage.schedule.every, "at least 1 step")
     for name, stream in stage.streams.items():
-        need(stream.batch is None or stream.batch >= 1, f"{where}.streams.{name}.batch", stream.batch, "at least 1")
+        need(stream.batch is None or stream.batch >= 0, f"{where}.streams.{name}.batch", stream.batch, "0 or more")
+        need(0 <= stream.known <= 1, f"{where}.streams.{name}.known", stream.known, "a share in [0, 1]")
     augment = stage.augment
     need(0 <= augment.probability <= 1, f"{where}.augment.probability", augment.probability, "a share in [0, 1]")
     for key in ("rotate", "scale", "shift", "gain", "offset", "gamma", "noise", "blur"):

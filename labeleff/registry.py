@@ -17,13 +17,14 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from labeleff.errors import RecipeError, did_you_mean
 
-Kind = Literal["strategy", "annotator", "backbone", "dataset", "noise"]
+Kind = Literal["strategy", "annotator", "backbone", "dataset", "noise", "prior"]
 PACKAGES: Mapping[str, str] = {
     "strategy": "labeleff.strategies",
     "annotator": "labeleff.annotators",
     "backbone": "labeleff.backbones",
     "dataset": "labeleff.data.formats",
     "noise": "labeleff.data.noise",
+    "prior": "labeleff.data.priors",
 }
 _registered: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in PACKAGES}
 _discovered: set[str] = set()

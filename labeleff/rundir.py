@@ -2,6 +2,7 @@
 
 recipe.yaml  environment.json  split.json  audit.json       what the run is
 raters.json                                                 how far several raters of the labelled cases agree
+priors.json                                                 expected sizes of organs in unlabelled cases
 metrics.jsonl  tensorboard/                                 what was seen on the way
 annotations/                                                labels and their revisions
 hidden/  noise.json                                         where labels were made wrong: the clean ones, and how wrong
@@ -158,7 +159,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove what a run wrote (``--fresh``), but not the log of test openings, the baseline, or anybody's other files."""
         owned = re.compile(
-            r"recipe\.yaml|environment\.json|split\.json|audit\.json|raters\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
+            r"recipe\.yaml|environment\.json|split\.json|audit\.json|raters\.json|priors\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
             r"|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|corrections\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
         )
         for path in self.folder.iterdir():

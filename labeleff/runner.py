@@ -456,7 +456,11 @@ class Run:
             progress = Progress(step, stage.steps, index, self.recipe.seed)
             torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))
             network = next(iter(strategy.predictors(self.backbone).values()))
-            seen = self._reviewed_out_of_fold(index, strategy) if stage.folds else self._reviewed(network, annotator)
+            seen = (
+                self._reviewed_out_of_fold(index, strategy)
+                if stage.folds
+                else self._reviewed(network, annotator, index, strategy)
+            )
             answers = annotator.revise(seen, progress)
             author = f"{stage.annotator.name}" if stage.annotator else ""
             revision = self.data.annotations.apply(_edits(answers), step=step, stage=index, author=author)
@@ -485,11 +489,13 @@ class Run:
             write_atomically(self.directory.folder / "pictures" / f"curves_stage_{index}.png", png)
             self.log.image(index, step, "annotator/curves", png_array(png))
 
-    def _reviewed(self, network: nn.Module, annotator: Annotator) -> Iterator[Reviewed]:
+    def _reviewed(self, network: nn.Module, annotator: Annotator, index: int, strategy: Strategy) -> Iterator[Reviewed]:
         """Predict the annotator's cases one at a time. Only labels that somebody has given are shown."""
+        bound = self.data.bound(self.recipe.stages[index], index, strategy)
         viewer = self.data.viewer(network)
         for case in self.data.cases_of(annotator.role):
-            yield self._review(viewer, network, case)
+            if case in bound:  # what a stage does not bind it cannot read
+                yield self._review(viewer, network, case)
 
     def _reviewed_out_of_fold(self, last: int, strategy: Strategy) -> Iterator[Reviewed]:
         """Predict every labelled case by the network that was trained without its patient."""

@@ -17,7 +17,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import blosc2
 import numpy as np
@@ -30,8 +30,8 @@ from labeleff.files import write_atomically
 
 OPEN_HANDLES = 64
 CHUNK = 32
-FOREGROUND_PER_CLASS = 1024
-KEPT_FOREGROUNDS = 512
+KEPT_VOXELS = 1024
+KEPT_PLACES = 512
 
 
 class AnnotationStore:
@@ -41,10 +41,18 @@ class AnnotationStore:
         self.folder = folder
         self._revisions: dict[int, dict[str, Any]] = {}
         self._open: OrderedDict[str, Any] = OrderedDict()
-        self._foregrounds: OrderedDict[str, tuple[NDArray[np.int64], ...]] = OrderedDict()
+        self._places: OrderedDict[tuple[str, str], tuple[NDArray[np.int64], ...]] = OrderedDict()
+        self._within: frozenset[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_revisions": {}, "_open": OrderedDict(), "_foregrounds": OrderedDict()}
+        fresh: dict[str, Any] = {"_revisions": {}, "_open": OrderedDict(), "_places": OrderedDict()}
+        return {"folder": self.folder, "_within": self._within, **fresh}
+
+    def only(self, cases: Iterable[str]) -> AnnotationStore:
+        """Return a reader of the store for which all but some cases are out of reach."""
+        part = AnnotationStore(self.folder)
+        part._within = frozenset(cases)
+        return part
 
     @classmethod
     def create(
@@ -120,6 +128,8 @@ class AnnotationStore:
         Raises:
             StoreError: The case is not in the store: the training side has no way to its label.
         """
+        if self._within is not None and case not in self._within:
+            raise StoreError(f"case {case!r} is bound to no stream of this stage; its label is out of reach")
         try:
             return tuple(self._record(0)["shapes"][case])
         except KeyError:
@@ -132,6 +142,7 @@ class AnnotationStore:
 
     def edited(self, case: str, revision: int) -> bool:
         """Return whether the label of a case differs from the one first given."""
+        self.shape(case)
         return bool(self._record(revision)["files"].get(case) != self._record(0)["files"].get(case))
 
     def read(self, case: str, box: tuple[slice, ...] | None = None, *, revision: int) -> NDArray[np.uint8]:
@@ -176,21 +187,28 @@ class AnnotationStore:
 
     def foreground(self, case: str, revision: int) -> tuple[NDArray[np.int64], ...]:
         """Return some coordinates [n, A] of every foreground class that is present, a fixed selection of each."""
+        return self._selected("foreground", case, revision)
+
+    def labelled_voxels(self, case: str, revision: int) -> tuple[NDArray[np.int64], ...]:
+        """Return some coordinates [n, A] of voxels whose class is known, as one array, a fixed selection; () without any."""
+        return self._selected("known", case, revision)
+
+    def _selected(
+        self, what: Literal["foreground", "known"], case: str, revision: int
+    ) -> tuple[NDArray[np.int64], ...]:
         if not self.known(case, revision):
             return ()
         name = self._record(revision)["files"][case]["file"]
-        if name not in self._foregrounds:
+        if (what, name) not in self._places:
             label = self.read(case, revision=revision)
-            found = []
-            for value in np.unique(label):
-                if value not in (0, IGNORE):
-                    flat = np.flatnonzero(label == value)
-                    step = max(1, len(flat) // FOREGROUND_PER_CLASS)
-                    found.append(np.stack(np.unravel_index(flat[::step], label.shape), 1).astype(np.int64))
-            self._foregrounds[name] = tuple(found)
-            if len(self._foregrounds) > KEPT_FOREGROUNDS:
-                self._foregrounds.popitem(last=False)
-        return self._foregrounds[name]
+            if what == "known":
+                masks = [label != IGNORE]
+            else:
+                masks = [label == value for value in np.unique(label) if value not in (0, IGNORE)]
+            self._places[what, name] = tuple(_some(mask) for mask in masks if mask.any())
+            if len(self._places) > KEPT_PLACES:
+                self._places.popitem(last=False)
+        return self._places[what, name]
 
     def _array(self, name: str) -> Any:
         if name in self._open:
@@ -245,7 +263,7 @@ class AnnotationStore:
             self._revision_path(later).unlink(missing_ok=True)
             self._revisions.pop(later, None)
         self._open.clear()
-        self._foregrounds.clear()
+        self._places.clear()
 
     def history(self) -> list[dict[str, Any]]:
         """Return every change, oldest first: case, author, voxels by old and new class, stage and step."""
@@ -311,6 +329,13 @@ class AnnotationStore:
         write_atomically(self._revision_path(revision), json.dumps(record))
         write_atomically(self.folder / "current", str(revision))
         self._revisions.pop(revision, None)
+
+
+def _some(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return coordinates [n, A] of where a mask holds, evenly thinned out to some thousand."""
+    flat = np.flatnonzero(mask)
+    step = max(1, len(flat) // KEPT_VOXELS)
+    return np.stack(np.unravel_index(flat[::step], mask.shape), 1).astype(np.int64)
 
 
 def _edit(label: NDArray[np.uint8], edit: Edit) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class StepData(Dataset[dict[str, Batch]]):
         seed: Seed of the run.
         stage: Number of the stage.
         num_classes: K; where it is given, streams with cases of several raters get ``Batch.soft``.
+        priors: Expected shares [1, K] of the classes in a case, or [n, K] in its slices: where a stream has such cases, its
+            batches have ``extras["prior"]`` [B, K], NaN for the others.
         rank: This process.
         world: Number of processes.
 
@@ -63,6 +65,7 @@ class StepData(Dataset[dict[str, Batch]]):
         seed: int,
         stage: int,
         num_classes: int | None = None,
+        priors: Mapping[str, NDArray[np.float32]] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -76,10 +79,12 @@ class StepData(Dataset[dict[str, Batch]]):
         self.first_step, self.last_step, self.accumulate = first_step, last_step, accumulate
         self.revision, self.patch, self.slice_axis, self.augment = revision, tuple(patch), slice_axis, augment
         self.seed, self.stage, self.rank, self.world = seed, stage, rank, world
-        self.samplers = {
-            name: Sampler(plan, [store.shape(case) for case in plan.cases], self.patch, slice_axis)
+        self.priors = {
+            name: own
             for name, plan in self.plans.items()
+            if (own := {case: priors[case] for case in plan.cases if priors is not None and case in priors})
         }
+        self.samplers = {name: self._sampler(plan) for name, plan in self.plans.items()}
         # a stream has soft labels in every step or in none, whoever happens to be drawn
         self.soft = {
             name: num_classes
@@ -100,9 +105,10 @@ class StepData(Dataset[dict[str, Batch]]):
         share = self.plans[name].batch // (self.accumulate * self.world)
         start = (micro * self.world + self.rank) * share
         keys = [Key(self.seed, self.stage, step, name, i) for i in range(start, start + share)]
-        spots = [self.samplers[name].spot(key, self._foreground) for key in keys]
+        spots = [self.samplers[name].spot(key, self._foreground, self._labelled) for key in keys]
         samples = [self._read(spot) for spot in spots]
-        draws = [augmentation.draw(self.augment, key.generator("augment"), self.patch) for key in keys]
+        size = samples[0][0].shape[1:]
+        draws = [augmentation.draw(self.augment, key.generator("augment"), size) for key in keys]
         label = torch.from_numpy(np.stack([s[1] for s in samples])).long()
         given = label
         if any(self.annotations.edited(spot.case, self.revision) for spot in spots):
@@ -127,11 +133,34 @@ class StepData(Dataset[dict[str, Batch]]):
                 sample=torch.tensor([key.number("noise") for key in keys]),
             ),
             soft=soft,
-            extras={},
+            extras=self._extras(name, spots),
         )
+
+    def _sampler(self, plan: StreamPlan) -> Sampler:
+        told = [case for case in plan.cases if plan.known and self.annotations.known(case, self.revision)]
+        shapes = [self.store.shape(case) for case in plan.cases]
+        return Sampler(plan, shapes, plan.patch or self.patch, self.slice_axis, told)
 
     def _foreground(self, case: str) -> tuple[NDArray[np.int64], ...]:
         return self.annotations.foreground(case, self.revision)
+
+    def _labelled(self, case: str) -> tuple[NDArray[np.int64], ...]:
+        return self.annotations.labelled_voxels(case, self.revision)
+
+    def _extras(self, name: str, spots: list[Spot]) -> dict[str, torch.Tensor]:
+        """Return what is known beforehand of the images that spots lie in."""
+        if name not in self.priors:
+            return {}
+        priors = self.priors[name]
+        unknown = np.full_like(next(iter(priors.values()))[0], np.nan)
+        rows = []
+        for spot in spots:
+            own = priors.get(spot.case)
+            row = (
+                spot.origin[self.slice_axis] if own is not None and len(own) > 1 and self.slice_axis is not None else 0
+            )
+            rows.append(unknown if own is None else own[row])
+        return {"prior": torch.from_numpy(np.stack(rows))}
 
     def _read(self, spot: Spot) -> tuple[NDArray[Any], ...]:
         """Return image [C, *S], label [*S], given label [*S] and validity [*S] of a spot, padded to the patch."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from labeleff.batch import derive_seed
 
-Foreground = Callable[[str], Sequence[NDArray[np.int64]]]
-"""Coordinates [n, A] of labelled foreground voxels of a case, one array per class."""
+Places = Callable[[str], Sequence[NDArray[np.int64]]]
+"""Coordinates [n, A] of voxels of a case that samples may be centred on; one array per group, of equal odds."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,16 @@ class StreamPlan:
         cases: Whose samples.
         batch: Samples per optimiser step, over all processes and micro-batches.
         foreground: Share of samples centred on a labelled foreground voxel.
+        known: Share of samples drawn from cases of which something is known, and centred on a labelled voxel.
+        patch: Size of a sample, voxels; None: the patch of the run.
         slices: Where volumes are seen slice by slice, the slices of every case that are labelled; None: all.
     """
 
     cases: tuple[str, ...]
     batch: int
     foreground: float = 0.0
+    known: float = 0.0
+    patch: tuple[int, ...] | None = None
     slices: tuple[tuple[int, ...], ...] | None = None
 
 
@@ -75,20 +79,33 @@ class Sampler:
         shapes: Shapes of the cases of the plan, in its order.
         patch: Patch of the network, voxels.
         slice_axis: Axis that is cut into slices, or None.
+        told: The cases of the plan of which something is known.
     """
 
     def __init__(
-        self, plan: StreamPlan, shapes: Sequence[tuple[int, ...]], patch: tuple[int, ...], slice_axis: int | None
+        self,
+        plan: StreamPlan,
+        shapes: Sequence[tuple[int, ...]],
+        patch: tuple[int, ...],
+        slice_axis: int | None,
+        told: Sequence[str] = (),
     ) -> None:
         self.plan, self.shapes, self.slice_axis = plan, shapes, slice_axis
+        self.told = [case for case in told if case in plan.cases]
         self.size = patch if slice_axis is None else (*patch[:slice_axis], 1, *patch[slice_axis:])
         counts = [1 if slice_axis is None else shape[slice_axis] for shape in shapes]
         if plan.slices is not None:
             counts = [len(own) for own in plan.slices]
         self._ends = np.cumsum(counts)
 
-    def spot(self, key: Key, foreground: Foreground) -> Spot:
-        """Return where a sample lies."""
+    def spot(self, key: Key, foreground: Places, labelled: Places = lambda case: ()) -> Spot:  # noqa: ARG005
+        """Return where a sample lies.
+
+        Args:
+            key: What the draw depends on.
+            foreground: Labelled foreground voxels of a case, by class.
+            labelled: Labelled voxels of a case.
+        """
         items = int(self._ends[-1])
         position = key.step * self.plan.batch + key.sample
         order = _permutation(key.seed, key.stage, key.stream, position // items, items)
@@ -101,11 +118,26 @@ class Sampler:
             index = item - (int(self._ends[number - 1]) if number else 0)
             origin[self.slice_axis] = index if self.plan.slices is None else self.plan.slices[number][index]
         if self.plan.foreground and generator.random() < self.plan.foreground:
-            classes = foreground(case)
-            if classes:
-                voxels = classes[int(generator.integers(len(classes)))]
-                centre = voxels[int(generator.integers(len(voxels)))]
-                origin = [_around(int(c), n, size) for c, n, size in zip(centre, shape, self.size, strict=True)]
+            return self._centred(case, shape, origin, foreground(case), generator)
+        if self.told and self.plan.known and generator.random() < self.plan.known:
+            case = self.told[int(generator.integers(len(self.told)))]
+            shape = self.shapes[self.plan.cases.index(case)]
+            return self._centred(case, shape, origin, labelled(case), generator)
+        return Spot(case, tuple(origin), self.size)
+
+    def _centred(
+        self,
+        case: str,
+        shape: tuple[int, ...],
+        origin: Sequence[int],
+        groups: Sequence[NDArray[np.int64]],
+        generator: np.random.Generator,
+    ) -> Spot:
+        """Return a spot around one of some voxels, or at the origin where there are none."""
+        if groups:
+            voxels = groups[int(generator.integers(len(groups)))]
+            centre = voxels[int(generator.integers(len(voxels)))]
+            origin = [_around(int(c), n, size) for c, n, size in zip(centre, shape, self.size, strict=True)]
         return Spot(case, tuple(origin), self.size)
 
 

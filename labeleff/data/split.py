@@ -6,14 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from labeleff.batch import derive_seed
 from labeleff.data.manifest import Case, Manifest
-from labeleff.errors import SplitError
+from labeleff.errors import SplitError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ def make_split(
     foreign: str = "",
     contamination: float = 0.0,
     slices: int | None = None,
+    source: tuple[str, ...] = (),
+    target: tuple[str, ...] = (),
 ) -> Split:
     """Return the roles of all cases that a run uses.
 
     Args:
         manifest: The data set.
-        labelled: Patients in the budget: a number, a fraction of the training patients in (0, 1), ``all``, or ``first:N``
-            of the official list.
+        labelled: Patients in the budget: a number, a fraction of the training patients in (0, 1), ``all``, ``first:N`` of
+            the official list, or ``none``: a network that was trained elsewhere is adapted.
         draw: Seed of the order in which patients are labelled. Budgets of one draw are nested.
         validation: Patients taken out of the budget, or ``official``: the publishers' validation list, said in a note.
         unlabelled: ``rest`` of the training patients, ``none``, a number of them, or ``5x``: five times the budget.
@@ -73,65 +75,52 @@ def make_split(
         foreign: Domain whose training patients are never labelled.
         contamination: Share of the unlabelled patients taken from that domain, in place of as many others.
         slices: In a 2-D data set, images labelled per labelled patient, evenly spread; the patient's others are unlabelled.
+        source: Domains that labels come from, validation included; empty: all.
+        target: Domains that are adapted to: unlabelled and evaluation cases are of these; empty: all. Where they are those
+            of ``source`` too, labels are of the target: an oracle of adaptation.
 
     Raises:
         SplitError: The budget cannot be met.
     """
     strangers = _foreign(manifest, foreign)
-    pool = [p for p in manifest.patients("train") if p not in set(strangers)]
-    tested = _fold(manifest, pool, folds, fold) if folds else []
-    pool = [p for p in pool if p not in set(tested)]
-    held_out = _development(manifest, pool, development) if evaluate_on == "development" else []
-    training = [p for p in pool if p not in set(held_out)]
-    order = _order(manifest, training, labelled, draw)
-    count = _count(manifest, training, order, labelled)
-    chosen = order[:count]
-    notes: list[str] = []
-    validating: list[str] = []
-    if validation == "official":
-        validation_cases = [case.id for case in manifest.of_role("validation")]
-        if not validation_cases:
-            raise SplitError(
-                f"data.validation is official, but {manifest.name} has no validation list; give a number of patients"
-            )
-        notes.append(f"+{len(manifest.patients('validation'))} labelled patients for validation (official list)")
-    else:
-        number = int(validation)
-        if number and number >= count:
-            raise SplitError(
-                f"data.validation takes {number} patients out of a budget of {count}: nothing is left to learn from; "
-                "raise data.labelled"
-            )
-        chosen, validating = chosen[: count - number], chosen[count - number :]
-        validation_cases = _ids(manifest.of_role("train"), validating)
-    if evaluate_on == "development":
-        test = [case.id for case in manifest.of_role("train") if case.patient in set(held_out)]
-        notes.append(f"evaluated on {len(held_out)} development patients cut from the training list; not a test result")
-    elif evaluate_on == "none":
-        test = []
-        notes.append("nothing was evaluated (data.evaluate_on: none)")
-    elif folds:
-        test = _ids(manifest.of_role("train"), tested)
-        notes.append(
-            f"fold {fold + 1} of {folds}: tested on {len(tested)} patients of the training list, trained on the others"
-        )
-    else:
-        test = [case.id for case in manifest.of_role("test")]
-    if evaluate_on != "none":
-        _check_labels(manifest, test)
-    others = [p for p in order if p not in set(chosen) | set(validating)]
+    sources, targets = _of_domains(manifest, "source", source), _of_domains(manifest, "target", target)
+    reachable = [p for p in targets.patients("train") if p not in set(strangers)]
+    tested = _fold(targets, reachable, folds, fold) if folds else []
+    reachable = [p for p in reachable if p not in set(tested)]
+    held_out = _development(targets, reachable, development) if evaluate_on == "development" else []
+    gone = {*strangers, *tested, *held_out}
+    training = [p for p in sources.patients("train") if p not in gone]
+    order = _order(sources, training, labelled, draw)
+    count = _count(sources, training, order, labelled)
+    chosen, validating, validation_cases, notes = _validating(sources, order[:count], validation)
+    test, said = _evaluated(targets, held_out, tested, evaluate_on, folds, fold)
+    notes += said
+    if source or target:
+        notes.append(f"labels from {_listed(source)}, adapted to and evaluated on {_listed(target)}")
+    labelled_ids = _ids(sources.of_role("train"), chosen)
+    given = {manifest.case(i).patient for i in labelled_ids if not target or manifest.case(i).domain in target}
+    left = order
+    if source != target:
+        left = _order(targets, [p for p in targets.patients("train") if p not in gone], "all", draw)
+    # a patient may be labelled in one domain and without a label in the other
+    others = [p for p in left if p not in given | set(validating)]
     wanted = _unlabelled(others, unlabelled, count)
     if contamination:
         wanted = _contaminated(wanted, strangers, contamination, draw)
         notes.append(f"{contamination:.0%} of the unlabelled patients are of the domain {foreign!r}")
-    labelled_ids = _ids(manifest.of_role("train"), chosen)
     if slices is not None and manifest.axes == 2:
         labelled_ids = _some_images(manifest, labelled_ids, slices)
         wanted = [*wanted, *(chosen if unlabelled != "none" else [])]
-    known = set(labelled_ids)
+    known, asked = set(labelled_ids), set(wanted)
     return Split(
         labelled=tuple(labelled_ids),
-        unlabelled=tuple(i for i in _ids(manifest.of_role("train"), wanted) if i not in known),
+        unlabelled=tuple(
+            case.id
+            for case in manifest.of_role("train")
+            if case.patient in asked
+            and case.id not in known
+            and (not target or case.domain in target or case.domain == foreign)
+        ),
         validation=tuple(validation_cases),
         test=tuple(test),
         draw=draw,
@@ -139,6 +128,67 @@ def make_split(
         evaluate_on=evaluate_on,
         notes=tuple(notes),
     )
+
+
+def _validating(
+    sources: Manifest, chosen: list[str], validation: int | str
+) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Return who is learnt from, who is validated on, the validation cases, and what must be said of them."""
+    if validation == "official":
+        cases = [case.id for case in sources.of_role("validation")]
+        if not cases:
+            raise SplitError(
+                f"data.validation is official, but {sources.name} has no validation list; give a number of patients"
+            )
+        note = f"+{len(sources.patients('validation'))} labelled patients for validation (official list)"
+        return chosen, [], cases, [note]
+    count, number = len(chosen), int(validation)
+    if number and number >= count:
+        raise SplitError(
+            f"data.validation takes {number} patients out of a budget of {count}: nothing is left to learn from; "
+            "raise data.labelled"
+        )
+    chosen, validating = chosen[: count - number], chosen[count - number :]
+    return chosen, validating, _ids(sources.of_role("train"), validating), []
+
+
+def _evaluated(
+    targets: Manifest, held_out: list[str], tested: list[str], evaluate_on: str, folds: int, fold: int
+) -> tuple[list[str], list[str]]:
+    """Return the cases that are evaluated on, and what must be said of them."""
+    if evaluate_on == "none":
+        return [], ["nothing was evaluated (data.evaluate_on: none)"]
+    if evaluate_on == "development":
+        test = _ids(targets.of_role("train"), held_out)
+        note = f"evaluated on {len(held_out)} development patients cut from the training list; not a test result"
+    elif folds:
+        test = _ids(targets.of_role("train"), tested)
+        note = (
+            f"fold {fold + 1} of {folds}: tested on {len(tested)} patients of the training list, trained on the others"
+        )
+    else:
+        test, note = [case.id for case in targets.of_role("test")], ""
+    _check_labels(targets, test)
+    return test, [note] if note else []
+
+
+def _of_domains(manifest: Manifest, key: str, domains: tuple[str, ...]) -> Manifest:
+    """Return the part of a data set that is of some domains; all of it for none.
+
+    Raises:
+        SplitError: A domain has no cases.
+    """
+    known = sorted({case.domain for case in manifest.cases})
+    unknown = next((d for d in domains if d not in known), None)
+    if unknown is not None:
+        raise SplitError(
+            f"data.{key}: {manifest.name} has no domain {unknown!r}.{did_you_mean(unknown, known)} It has: {known}"
+        )
+    return replace(manifest, cases=tuple(c for c in manifest.cases if c.domain in domains)) if domains else manifest
+
+
+def _listed(domains: tuple[str, ...]) -> str:
+    return " and ".join(domains) if domains else "all domains"
 
 
 def _ids(cases: Iterable[Case], patients: Iterable[str]) -> list[str]:
@@ -187,13 +237,15 @@ def _count(manifest: Manifest, training: list[str], order: list[str], labelled: 
     without = {case.patient for case in manifest.of_role("train") if not case.has_label}
     able = sum(p not in without for p in order)
     text = str(labelled)
+    if text == "none":
+        return 0
     if text == "all":
         count = able
     elif text.startswith("first:") and text[6:].isdigit():
         count = int(text[6:])
     elif isinstance(labelled, str):
         raise SplitError(
-            f"data.labelled is {labelled!r}; give a number of patients, a fraction below 1, all, or first:N"
+            f"data.labelled is {labelled!r}; give a number of patients, a fraction below 1, all, none, or first:N"
         )
     elif 0 < labelled < 1:
         count = max(1, round(labelled * len(training)))

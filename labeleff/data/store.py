@@ -5,12 +5,13 @@ Holds images and nothing else; there is no path from here to a label.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -66,6 +67,7 @@ class ImageStore:
         self._entries = entries
         self.ids: tuple[str, ...] = tuple(entries)
         self._index = {name: i for i, name in enumerate(self.ids)}
+        self._within: frozenset[str] | None = None
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,7 +113,15 @@ class ImageStore:
         rows = [[name, entry.folder] for name, entry in self._entries.items()]
         return hashlib.sha256(json.dumps([self.normalise, rows]).encode()).hexdigest()[:16]
 
+    def only(self, cases: Iterable[str]) -> ImageStore:
+        """Return the store with all but some cases out of reach; their numbers stay what they are."""
+        part = copy.copy(self)
+        part._open, part._within = OrderedDict(), frozenset(cases)
+        return part
+
     def _entry(self, name: str) -> Entry:
+        if self._within is not None and name not in self._within:
+            raise StoreError(f"case {name!r} is bound to no stream of this stage; its image is out of reach")
         try:
             return self._entries[name]
         except KeyError:

@@ -8,7 +8,7 @@ import pytest
 
 from labeleff.batch import IGNORE
 from labeleff.data import annotations
-from labeleff.data.annotations import FOREGROUND_PER_CLASS, OPEN_HANDLES, AnnotationStore
+from labeleff.data.annotations import KEPT_VOXELS, OPEN_HANDLES, AnnotationStore
 from labeleff.edits import Edit
 from labeleff.errors import StoreError
 
@@ -194,7 +194,7 @@ def test_foreground_is_spread_over_the_class_and_the_same_everywhere(tmp_path):
     store = AnnotationStore.create(tmp_path, {"a": label.shape}, [("a", label)])
     large, small = store.foreground("a", 0)
     assert small.tolist() == [[3, 4]]
-    assert FOREGROUND_PER_CLASS <= len(large) < 2 * FOREGROUND_PER_CLASS
+    assert KEPT_VOXELS <= len(large) < 2 * KEPT_VOXELS
     assert {int(v) for v in np.unique(label[tuple(large.T)])} == {1}
     assert set(large[:, 0].tolist()) == set(range(20, 90))  # every row of the class is met
     other = AnnotationStore.open(tmp_path).foreground("a", 0)

@@ -106,7 +106,7 @@ def test_unlabelled_patients():
         ({"labelled": 2, "validation": 2}, "nothing is left to learn from"),
         ({"labelled": 2, "validation": "official"}, "has no validation list"),
         ({"labelled": "first:2"}, "has no official order"),
-        ({"labelled": "some"}, "give a number of patients, a fraction below 1, all, or first:N"),
+        ({"labelled": "some"}, "give a number of patients, a fraction below 1, all, none, or first:N"),
         ({"labelled": 2.5}, "a whole number of patients or a fraction below 1"),
         ({"labelled": 2, "unlabelled": 20}, "10 are left beside the budget"),
         ({"labelled": 2, "evaluate_on": "development"}, "data.development is 0"),
