@@ -86,6 +86,7 @@ class Progress(NamedTuple):
     stage: int = 0
     seed: int = 0
     micro: int = 0  # micro-batch inside a step (gradient accumulation)
+    round: int = 0  # revisions of labels that came before in this stage
 
     @property
     def fraction(self) -> float:
