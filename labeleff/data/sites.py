@@ -25,6 +25,7 @@ class Shift:
     Args:
         inverted: Classes that are dark where they were bright, or bright where they were dark.
         contrast: Factor of all contrasts within the body; negative: everything is inverted.
+        gamma: Exponent of grey values on their scale of 0 … 1: above 1, what is dark becomes hard to tell apart.
         noise: Standard deviation of the noise, in the unit of the contrasts, which are about 0.9.
         blur: Standard deviation of the blur, voxels: a lower resolution on the same grid.
         organs: Factor of the radii of the organs.
@@ -32,6 +33,7 @@ class Shift:
 
     inverted: tuple[str, ...] = ()
     contrast: float = 1.0
+    gamma: float = phantom.SITES[0].gamma
     noise: float = phantom.SITES[0].noise
     blur: float = 0.0
     organs: float = 1.0
@@ -58,7 +60,7 @@ def generate(
         axes[0] = np.array([0.0 if height is None else height])
     grid = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     label, signal = _anatomy(rng, grid, shift)
-    scanner = phantom.Site(contrast=shift.contrast, noise=shift.noise, blur=shift.blur)
+    scanner = phantom.Site(shift.contrast, shift.noise, shift.blur, gamma=shift.gamma)
     key = (seed, patient, str(height))
     return phantom._appearance(rng, scanner, grid, label, signal, noise_key=key).reshape(shape), label.reshape(shape)
 

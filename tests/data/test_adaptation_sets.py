@@ -68,6 +68,13 @@ def test_noise_and_blur_alone():
     assert np.diff(soft[1], axis=-1).std() < 0.8 * np.diff(quiet[1], axis=-1).std()
 
 
+def test_gamma_alone():
+    images, labels = pair(sites.Shift(gamma=2.0))
+    assert np.array_equal(labels[0], labels[1])
+    # both are rounded to whole grey values: half of one, times the slope of the curve of at most 2, plus half of one
+    assert np.abs(images[1] - 255 * (images[0] / 255) ** 2).max() <= 1.51
+
+
 def test_organs_of_another_size():
     _, labels = pair(sites.Shift(organs=0.8), shape=(24, 48, 48))
     for organ in (1, 2, 3):
@@ -92,7 +99,7 @@ def test_both_domains_have_patients_of_both_roles(ndim, images):
 
 
 def test_nobody_is_at_both_sites():
-    off = {"contrast": 1.0, "noise": 0.35, "blur": 0.0, "organs": 1.0, "inverted": ()}
+    off = {"contrast": 1.0, "gamma": 1.0, "noise": 0.35, "blur": 0.0, "organs": 1.0, "inverted": ()}
     data = PhantomSites(patients=1, test=1, size=(32, 32), slices=1, **off)
     cases = data.manifest().cases
     images = [data.read_image(case).tobytes() for case in cases]
@@ -111,6 +118,7 @@ def test_a_shift_changes_the_target_alone():
         ({"ndim": 4}, "ndim is 2 or 3"),
         ({"inverted": ("liver",)}, "inverted names 'liver'; organs are large, paired, small"),
         ({"contrast": 0.0}, "contrast is not 0"),
+        ({"gamma": 0.0}, "gamma above 0"),
         ({"organs": 9.0}, r"organs in \[0.2, 2\]"),
         ({"size": (4, 4)}, "at least 8 voxels"),
     ],
