@@ -40,7 +40,7 @@ class WholeHeart(Volumes):
         self.path, self.test = path, test
         kept = list(STRUCTURES)[: 4 if structures == "four" else 7]
         self.names = ("background", *(STRUCTURES[value] for value in kept))
-        # 421 stands for the left atrium in copies of the release that were resampled
+        # 421 is found where 420 is meant
         self.values = {0: 0, 421: kept.index(420) + 1} | {v: kept.index(v) + 1 if v in kept else 0 for v in STRUCTURES}
 
     def manifest(self) -> Manifest:
