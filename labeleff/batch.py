@@ -86,6 +86,7 @@ class Progress(NamedTuple):
     stage: int = 0
     seed: int = 0
     micro: int = 0  # micro-batch inside a step (gradient accumulation)
+    round: int = 0  # revisions of labels that came before in this stage
 
     @property
     def fraction(self) -> float:
@@ -112,13 +113,16 @@ class Stream:
 
     Args:
         role: Whose cases: ``labelled`` (in the budget), ``unlabelled`` (the rest of the training list) or ``all``.
-        kind: ``patch`` (random patches or slices); later kinds: ``window``, ``partitions``.
+        kind: ``patch`` (random patches or slices), or ``slice``: whole images for 2-D networks, patches for 3-D ones; later
+            kinds: ``window``, ``partitions``.
         optional: A stage may go without this stream (it is then absent from the batch).
+        partial: Of unlabelled cases: some voxels may be labelled later (by people who were asked), and are learnt from.
     """
 
     role: Literal["labelled", "unlabelled", "all"]
     kind: Literal["patch", "slice", "window", "partitions"] = "patch"
     optional: bool = False
+    partial: bool = False
 
 
 @dataclass(frozen=True)

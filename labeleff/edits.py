@@ -28,10 +28,11 @@ class Edit(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Voxels whose label an annotator asks a person, or the simulated oracle, for."""
+    """A box of voxels whose label an annotator asks a person, or the simulated oracle, for. It is clipped to the case."""
 
     case: str
-    mask: NDArray[np.bool_]  # [*S of the case]
+    origin: tuple[int, ...]
+    size: tuple[int, ...]
     score: float = 0.0
     note: str = ""
 
@@ -45,3 +46,5 @@ class Reviewed(NamedTuple):
     given: NDArray[np.uint8]  # [*S] as first given
     spacing: tuple[float, ...]  # mm; NaN where unknown
     features: Mapping[str, Tensor] = {}
+    asked: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()  # origin and size of the boxes asked about before
+    truth: NDArray[np.uint8] | None = None  # [*S], only for an annotator that owns up to it (Annotator.oracle)

@@ -45,6 +45,12 @@ class Interrupted(LabeleffError):
     exit_code = 75
 
 
+class Waiting(LabeleffError):
+    """The run has asked people for labels and wrote a checkpoint; it goes on once they have answered."""
+
+    exit_code = 3
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

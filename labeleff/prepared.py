@@ -257,6 +257,16 @@ class Prepared:
             raise StoreError(f"case {case!r} is not in the budget of this run; what its raters say is out of reach")
         return _votes(self.dataset, self.manifest, self.store, self.recipe.data, case)
 
+    def hidden_label(self, case: str) -> NDArray[np.uint8]:
+        """Return the label [*S] of a training case on the stored grid, for an oracle that answers questions.
+
+        Raises:
+            StoreError: The case is not one that training may ask about.
+        """
+        if case not in self.split.labelled + self.split.unlabelled:
+            raise StoreError(f"case {case!r} is no training case of this run; its label is out of reach")
+        return on_grid(self.dataset.read_label(self.manifest.case(case)), self.store, case)
+
 
 def device_of(recipe: Recipe) -> torch.device:
     """Return where networks are evaluated: the GPU that the recipe lets training use, or the CPU."""
@@ -389,7 +399,7 @@ def _with_priors(prepared: Prepared, component: Component, path: Path, *, write:
 
 def _visible(prepared: Prepared) -> Known:
     """Return what a prior may look at: labels of the budget, images, and (for those that own up to it) hidden labels."""
-    data, split, store = prepared.dataset, prepared.split, prepared.store
+    split, store = prepared.split, prepared.store
 
     def budget() -> Iterator[tuple[str, NDArray[np.uint8]]]:
         return ((case, prepared.annotations.read_given(case)) for case in split.labelled)
@@ -402,7 +412,7 @@ def _visible(prepared: Prepared) -> Known:
         spacing=store.spacing,
         image=store.read,
         budget=budget,
-        truth=lambda case: on_grid(data.read_label(prepared.manifest.case(case)), store, case),
+        truth=prepared.hidden_label,
     )
 
 
@@ -569,9 +579,21 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             *split.notes,
             *([prepared.prior_mark] if prepared.prior_mark else []),
             *_rater_notes(prepared),
+            *_query_notes(prepared.recipe),
             *prepared.audit.warnings,
         ],
     }
+
+
+def _query_notes(recipe: Recipe) -> Iterator[str]:
+    """Yield what a reader must know of who was asked for labels."""
+    for index, stage in enumerate(recipe.stages):
+        if stage.annotator is None or stage.answers == "nobody":
+            continue
+        if registry.get("annotator", stage.annotator.name).oracle:  # type: ignore[attr-defined]  # a class of annotators
+            yield f"stages.{index}: {stage.annotator.name} chose what to ask by the hidden labels: a bound, not a result"
+        if stage.answers == "oracle":
+            yield f"stages.{index}: questions were answered from hidden labels of training cases: a simulation of people"
 
 
 def _rater_notes(prepared: Prepared) -> Iterator[str]:

@@ -138,6 +138,8 @@ class Stage:
         streams: Per stream: batch size, role, domain.
         revise_every: Steps between revisions of labels; 0: never after the start.
         revise_at_start: Revise once before the first step.
+        answers: Who answers what the annotator asks: ``oracle`` (the labels that training has not seen: a simulation),
+            ``person`` (the run stops, see ``labeleff query``), or ``nobody``: an annotator that asks is an error.
         folds: Train so many networks, each without one part of the labelled patients; the annotator then revises once, at
             the end, and sees every labelled case by the network that never did. 0: one network, all patients.
         fold: Which part this stage leaves out; null: all in turn, as stages of their own.
@@ -157,10 +159,23 @@ class Stage:
     augment: Augment = field(default_factory=Augment)
     revise_every: int = 0
     revise_at_start: bool = False
+    answers: Literal["nobody", "oracle", "person"] = "nobody"
     folds: int = 0
     fold: int | None = None
     start: str = "previous"
     take: Literal["last", "val_best"] = "last"
+
+    @property
+    def revisions(self) -> tuple[int, ...]:
+        """The steps before which labels are revised; with folds, after the last of them."""
+        if self.annotator is None:
+            return ()
+        if self.folds:
+            return (self.steps,)
+        return (
+            *((0,) if self.revise_at_start else ()),
+            *(range(self.revise_every, self.steps, self.revise_every) if self.revise_every else ()),
+        )
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,8 @@ class Evaluation:
         predictors: ``first`` or ``all`` of the strategy's predictors.
         largest_component: Keep only the largest component of each class at test time.
         oracle: Also report the snapshot that is best on the evaluation cases, as a marked row that is not a result.
+        rounds: Also evaluate the predictor as it was before every revision of labels in the last stage: the curve over the
+            budget of active learning. Marked rows, and one opening of the test labels each; nothing is selected by them.
         pictures: Cases drawn: best, median and worst, and labelled ones whose raters differ most; or none.
         diagnose: Steps between looks at how training cases whose labels ``data.noise`` made wrong are learnt, against the
             clean ones; 0: never. Without ``data.noise`` there is nothing to see. Changes nothing about a result.
@@ -219,6 +236,7 @@ class Evaluation:
     predictors: Literal["first", "all"] = "all"
     largest_component: bool = False
     oracle: bool = False
+    rounds: bool = False
     pictures: bool = True
     diagnose: int = 0
     diagnose_cases: int = 8

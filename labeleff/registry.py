@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import metadata
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -115,11 +115,26 @@ def get(kind: Kind, name: str) -> Callable[..., Any]:
 
 def options(factory: Callable[..., Any]) -> dict[str, Option]:
     """Return the keyword-only options of a class or factory, with types, defaults and help from its docstring."""
+    if inspect.isclass(factory) and not is_dataclass(factory):
+        return {name: option for part in _constructors(factory) for name, option in _own_options(part, factory).items()}
+    return _own_options(factory, factory)
+
+
+def _constructors(factory: type) -> Iterator[type]:
+    """Yield the classes whose constructors the options of a class go to: with ``**more``, those it derives from too."""
+    for part in inspect.getmro(factory):
+        if "__init__" in vars(part):
+            yield part
+            if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(vars(part)["__init__"]).parameters.values()):
+                return
+
+
+def _own_options(factory: Callable[..., Any], documented: Callable[..., Any]) -> dict[str, Option]:
     # inherited fields are spelt in the words of the module of their class, which only the class knows
     own = fields(factory) if is_dataclass(factory) and isinstance(factory, type) else ()
     hints = get_type_hints(factory.__init__ if inspect.isclass(factory) and not own else factory)
     texts: dict[str, str] = {}
-    for part in reversed(inspect.getmro(factory)) if inspect.isclass(factory) else (factory,):
+    for part in reversed(inspect.getmro(documented)) if inspect.isclass(documented) else (documented,):
         texts |= _argument_texts(inspect.cleandoc(part.__doc__ or ""))  # options may be inherited
     made = {f.name: f.default_factory() for f in own if f.default_factory is not MISSING}
     return {

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from labeleff import __version__, registry
+from labeleff.asking import summary as rounds_summary
 from labeleff.data.manifest import Case
 from labeleff.data.raters import reference
+from labeleff.data.rounds import Rounds
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.tables import rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
@@ -32,6 +34,9 @@ from labeleff.strategies.base import Strategy
 
 ORACLE = "oracle"
 """Selection by the evaluation cases themselves. Reported on request, marked, never a result."""
+
+ROUND = "round_"
+"""Selection of the predictor as it was before a round of questions, with the number of rounds before it."""
 
 DISPUTES = 3
 """Labelled cases whose raters are drawn."""
@@ -145,6 +150,8 @@ class Results:
             rows += self._measure(self._predictors(backbone, strategy), "val_best")
         if self.recipe.evaluation.oracle:
             rows += self._oracle(backbone, strategy, [entry for entry in history if entry["stage"] == last])
+        if self.recipe.evaluation.rounds:
+            rows += self._rounds(backbone, strategy)
         for prefix, module in (("backbone", backbone), ("strategy", strategy)):
             module.load_state_dict(
                 {k.removeprefix(prefix + "."): v for k, v in current.items() if k.startswith(prefix + ".")}
@@ -153,6 +160,7 @@ class Results:
         write_corrections(
             self.directory.folder, self.data.annotations, self.data.split.labelled, self.data.task.classes
         )
+        axis = self.data.manifest.slice_axis if self.data.manifest.axes == 3 else None
         summary = {
             "name": self.recipe.name,
             "labeleff": __version__,
@@ -162,6 +170,7 @@ class Results:
             "steps": [stage.steps for stage in self.recipe.stages],
             "extensions": self._extensions(),
             "validation": history,
+            "rounds": rounds_summary(Rounds(self.directory.folder), axis),
             "results": summarise(rows),
             "training_seconds": round(seconds, 1),
             "images_per_step": images,
@@ -217,6 +226,14 @@ class Results:
             if not best or (_mean_dice(rows) or 0.0) > (_mean_dice(best) or 0.0):
                 best = rows
         return best
+
+    def _rounds(self, backbone: nn.Module, strategy: Strategy) -> list[dict[str, Any]]:
+        """Return the rows of the first predictor as it was before every revision of the last stage."""
+        last, rows = len(self.recipe.stages) - 1, []
+        for number, step in enumerate(self.recipe.stages[-1].revisions):
+            load_snapshot(snapshot_path(self.directory, last, step), backbone, strategy)
+            rows += self._measure(dict(list(strategy.predictors(backbone).items())[:1]), f"{ROUND}{number}")
+        return rows
 
     def _save_predictor(self, networks: Mapping[str, nn.Module]) -> None:
         """Write the weights that are handed on, with one header entry (several would come in an order of chance)."""

@@ -5,6 +5,7 @@ raters.json                                                 how far several rate
 priors.json                                                 expected sizes of organs in unlabelled cases
 metrics.jsonl  tensorboard/                                 what was seen on the way
 annotations/                                                labels and their revisions
+rounds/  ledger.jsonl  bundles/                             what people or an oracle were asked, and answered
 hidden/  noise.json                                         where labels were made wrong: the clean ones, and how wrong
 checkpoints/stage-S-step-N.ckpt (+ .sha256)                 where to go on from
 predictor.safetensors  cases.csv  pictures/  summary.json   what came out
@@ -32,12 +33,13 @@ from typing import Any
 
 import torch
 
+from labeleff.data.rounds import Rounds
 from labeleff.errors import RunError
 from labeleff.files import append_line, write_atomically, write_json
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import diff, load_recipe, to_yaml
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 KEPT_CHECKPOINTS = 2
 
 
@@ -158,9 +160,10 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Remove what a run wrote (``--fresh``), but not the log of test openings, the baseline, or anybody's other files."""
+        self._keep_answers()
         owned = re.compile(
             r"recipe\.yaml|environment\.json|split\.json|audit\.json|raters\.json|priors\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
-            r"|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|corrections\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
+            r"|rounds|ledger\.jsonl|bundles|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|corrections\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
         )
         for path in self.folder.iterdir():
             if owned.fullmatch(path.name):
@@ -168,6 +171,20 @@ class RunDirectory:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+    def _keep_answers(self) -> None:
+        """Refuse to remove what people have labelled.
+
+        Raises:
+            RunError: Somebody has.
+        """
+        rounds = Rounds(self.folder)
+        given = [len(a.regions) for n in rounds.numbers() for a in rounds.answers(n) if a.author == "person"]
+        if given:
+            raise RunError(
+                f"{self.folder}: people have labelled {sum(given)} regions of this run, which --fresh would remove; give "
+                f"another --folder, or move {rounds.folder} away yourself"
+            )
 
 
 def _only_longer(earlier: Recipe, later: Recipe) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,20 @@ from torch import nn
 
 from labeleff import registry
 from labeleff.annotators.base import Annotator
+from labeleff.asking import answer_by_oracle, edits_or_questions, in_words, regions_of, still_open, weights_digest
 from labeleff.batch import Progress, derive_seed
 from labeleff.data.annotations import AnnotationStore
+from labeleff.data.rounds import Asked, Rounds
 from labeleff.diagnostics import NoiseDiagnostics
-from labeleff.edits import Edit, Question, Reviewed
-from labeleff.errors import RecipeError, RunError
+from labeleff.edits import Edit, Reviewed
+from labeleff.errors import RecipeError, RunError, Waiting
 from labeleff.evaluation.evaluate import Viewer
-from labeleff.evaluation.inference import segment
+from labeleff.evaluation.inference import has_dropout, segment
 from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
 from labeleff.prepared import HIDDEN, Prepared, prepare
-from labeleff.recipe import Recipe, Stage
+from labeleff.recipe import Component, Recipe, Stage
 from labeleff.report.curves import corrected_windows, draw_curves, draw_diagnostics, has_curves
 from labeleff.report.pictures import png_array
 from labeleff.results import Results, best_of, compare, keep_snapshot, load_snapshot, show, snapshot_path, validate
@@ -192,6 +194,7 @@ class Run:
         self.log = RunLog(directory, recipe, write=not process_rank())
         self.backbone = self.data.backbone(derive_seed(recipe.seed, "init"))
         self.revision = 0
+        self.rounds = Rounds(directory.folder)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.images: list[dict[str, int]] = [{} for _ in recipe.stages]
@@ -284,8 +287,9 @@ class Run:
         """Fit segment after segment; a segment ends where labels are revised or the predictor is validated."""
         stage = self.recipe.stages[index]
         scaler = state["scaler"] if state is not None else None
-        if state is None and annotator is not None and stage.revise_at_start:
-            self._revise(index, strategy, annotator, 0)
+        pending = state is not None and state["pending"]
+        if annotator is not None and (pending or (state is None and stage.revise_at_start)):
+            self._revise(index, strategy, annotator, step, (optimiser, scaler))
         for end in self._edges(stage, step):
             learner = Learner(
                 self.backbone,
@@ -307,8 +311,8 @@ class Run:
                 self._validate(index, end, strategy)
             if self.diagnostics is not None and (end % self.recipe.evaluation.diagnose == 0 or end == stage.steps):
                 self._diagnose(index, end, strategy)
-            if annotator is not None and stage.revise_every and end % stage.revise_every == 0 and end < stage.steps:
-                self._revise(index, strategy, annotator, end)
+            if annotator is not None and end in stage.revisions and not stage.folds:
+                self._revise(index, strategy, annotator, end, (optimiser, scaler))
             if stage.fold is not None and end == stage.steps:
                 self._end_fold(index, strategy, annotator)
             elif annotator is not None and end == stage.steps:
@@ -384,22 +388,36 @@ class Run:
         """Write a checkpoint of everything that training depends on, on the first process."""
         if learner.annotator is not None:
             learner.annotator.gather()
-        if process_rank():
-            return
+        if not process_rank():
+            moments = _state_of(trainer.optimizers[0]), trainer.precision_plugin.state_dict() or None
+            self._checkpoint(learner.index, step, learner.strategy, learner.annotator, moments)
+
+    def _checkpoint(
+        self,
+        index: int,
+        step: int,
+        strategy: Strategy,
+        annotator: Annotator | None,
+        moments: tuple[Any, Any],
+        *,
+        pending: bool = False,
+    ) -> None:
+        """Write a checkpoint; ``pending``: before a revision of labels that is still due at this step."""
         self.log.flush()
         self.directory.save_checkpoint(
             {
-                "stage": learner.index,
+                "stage": index,
                 "step": step,
                 "revision": self.revision,
                 "history": self.history,
                 "seconds": self.seconds,
                 "images": self.images,
                 "backbone": self.backbone.state_dict(),
-                "strategy": learner.strategy.state_dict(),
-                "annotator": learner.annotator.state_dict() if learner.annotator is not None else {},
-                "optimiser": _state_of(trainer.optimizers[0]),
-                "scaler": trainer.precision_plugin.state_dict() or None,
+                "strategy": strategy.state_dict(),
+                "annotator": annotator.state_dict() if annotator is not None else {},
+                "optimiser": moments[0],
+                "scaler": moments[1],
+                "pending": pending,
             }
         )
 
@@ -409,7 +427,7 @@ class Run:
         if not process_rank():
             keep_snapshot(self.directory, self.backbone, strategy, stage=index, step=stage.steps)
         if annotator is not None and stage.fold == stage.folds - 1:
-            self._revise(index, strategy, annotator, stage.steps)
+            self._revise(index, strategy, annotator, stage.steps, (None, None))
 
     def _validate(self, index: int, step: int, strategy: Strategy) -> None:
         """Keep a snapshot and, where there are validation cases, the mean Dice of the first predictor."""
@@ -448,27 +466,115 @@ class Run:
         if _is_distributed():
             torch.distributed.barrier()
 
-    def _revise(self, index: int, strategy: Strategy, annotator: Annotator, step: int) -> None:
-        """Let the annotator change labels; the first process applies them, the others wait and read the new revision."""
-        stage = self.recipe.stages[index]
+    def _revise(
+        self, index: int, strategy: Strategy, annotator: Annotator, step: int, moments: tuple[Any, Any]
+    ) -> None:
+        """Let the annotator change labels; the first process applies them, the others wait and read the new revision.
+
+        Args:
+            index: The stage.
+            strategy: Its predictor is what the annotator sees.
+            annotator: Makes changes, or asks.
+            step: Where the stage stands.
+            moments: State of optimiser and scaler, for a checkpoint where people have to answer first.
+
+        Raises:
+            Waiting: They have to; the checkpoint is written.
+        """
         annotator.gather()
+        waits = [""]
         if not process_rank():
-            progress = Progress(step, stage.steps, index, self.recipe.seed)
-            torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))
-            network = next(iter(strategy.predictors(self.backbone).values()))
-            seen = (
-                self._reviewed_out_of_fold(index, strategy)
-                if stage.folds
-                else self._reviewed(network, annotator, index, strategy)
-            )
-            answers = annotator.revise(seen, progress)
-            author = f"{stage.annotator.name}" if stage.annotator else ""
-            revision = self.data.annotations.apply(_edits(answers), step=step, stage=index, author=author)
-            self.log.say(f"stage {index}, step {step}: {author} made revision {revision} of the labels")
-            self._describe(index, step, annotator.describe(progress))
+            if self.recipe.evaluation.rounds and index == len(self.recipe.stages) - 1:
+                keep_snapshot(self.directory, self.backbone, strategy, stage=index, step=step)
+            changes = self._changes(index, strategy, annotator, step)
+            waits = [self._unanswered(index, changes) if isinstance(changes, Asked) else ""]
+            if waits[0]:
+                self._checkpoint(index, step, strategy, annotator, moments, pending=True)
+            else:
+                self._apply(index, step, annotator, changes)
         if _is_distributed():
-            torch.distributed.barrier()
+            torch.distributed.broadcast_object_list(waits)  # a barrier too: nobody reads before it is written
+        if waits[0]:
+            raise Waiting(waits[0])
         self.revision += 1
+
+    def _progress(self, index: int, step: int) -> Progress:
+        """Return where a stage stands at a revision."""
+        stage = self.recipe.stages[index]
+        return Progress(
+            step,
+            stage.steps,
+            index,
+            self.recipe.seed,
+            round=stage.revisions.index(step) if step in stage.revisions else 0,
+        )
+
+    def _changes(self, index: int, strategy: Strategy, annotator: Annotator, step: int) -> Iterator[Edit] | Asked:
+        """Return the changes that the annotator makes itself, or the round of questions it asks here.
+
+        A round that was asked here before a restart is that round.
+
+        Raises:
+            RecipeError: It asks, and nobody is there to answer.
+        """
+        stage, name = self.recipe.stages[index], self._author(index)
+        if (earlier := self.rounds.at(index, step)) is not None:
+            return earlier
+        progress = self._progress(index, step)
+        torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))
+        network = next(iter(strategy.predictors(self.backbone).values()))
+        seen = (
+            self._reviewed_out_of_fold(index, strategy)
+            if stage.folds
+            else self._reviewed(network, annotator, index, strategy, step)
+        )
+        found = edits_or_questions(annotator.revise(seen, progress), name)
+        if not isinstance(found, list):
+            return found
+        if stage.answers == "nobody":
+            raise RecipeError(
+                f"stages.{index}: {name} asks for labels, but nobody is there to answer; write answers: oracle (a simulation "
+                "by hidden labels of training cases) or answers: person"
+            )
+        regions = regions_of(found, self.data)
+        component = stage.annotator or Component(name)
+        asked = Asked(
+            number=len(self.rounds.numbers()) + 1,
+            stage=index,
+            step=step,
+            revision=self.revision,
+            annotator={"name": component.name, **component.options},
+            weights=weights_digest(network),
+            regions=regions,
+            noted=dict(annotator.describe(progress)),
+        )
+        viewer = self.data.viewer(network)
+        cases = dict.fromkeys(region.case for region in regions) if stage.answers == "person" else ()
+        self.rounds.ask(asked, ((case, segment(viewer.probabilities(network, case))) for case in cases))
+        self.log.say(f"stage {index}, step {step}: {name} asked round {asked.number}: {in_words(asked, self.data)}")
+        return asked
+
+    def _unanswered(self, index: int, asked: Asked) -> str:
+        """Let the oracle answer a round, where it is the one to; return what is said if answers are still missing."""
+        if self.recipe.stages[index].answers == "oracle":
+            answer_by_oracle(self.data, self.rounds, asked.number)
+        self.rounds.reconcile()
+        return still_open(self.rounds, asked)
+
+    def _apply(self, index: int, step: int, annotator: Annotator, changes: Iterator[Edit] | Asked) -> None:
+        """Make a new revision of the labels, and note what the annotator says of it."""
+        author = self._author(index)
+        edits = self.rounds.edits(changes.number) if isinstance(changes, Asked) else changes
+        revision = self.data.annotations.apply(edits, step=step, stage=index, author=author)
+        self.log.say(f"stage {index}, step {step}: {author} made revision {revision} of the labels")
+        if annotator.said:
+            self.log.say(f"stage {index}, step {step}: {author}: {annotator.said}")
+        noted = changes.noted if isinstance(changes, Asked) else annotator.describe(self._progress(index, step))
+        self._describe(index, step, noted)
+
+    def _author(self, index: int) -> str:
+        annotator = self.recipe.stages[index].annotator
+        return annotator.name if annotator is not None else ""
 
     def _end_curves(self, index: int, annotator: Annotator) -> None:
         """Note and draw curves as the stage leaves them: the last revision comes before its end."""
@@ -489,13 +595,32 @@ class Run:
             write_atomically(self.directory.folder / "pictures" / f"curves_stage_{index}.png", png)
             self.log.image(index, step, "annotator/curves", png_array(png))
 
-    def _reviewed(self, network: nn.Module, annotator: Annotator, index: int, strategy: Strategy) -> Iterator[Reviewed]:
+    def _reviewed(
+        self, network: nn.Module, annotator: Annotator, index: int, strategy: Strategy, step: int
+    ) -> Iterator[Reviewed]:
         """Predict the annotator's cases one at a time. Only labels that somebody has given are shown."""
-        bound = self.data.bound(self.recipe.stages[index], index, strategy)
+        stage = self.recipe.stages[index]
+        bound = self.data.bound(stage, index, strategy)
         viewer = self.data.viewer(network)
+        if annotator.oracle and stage.answers != "oracle":
+            raise RecipeError(
+                f"stages.{index}: {self._author(index)} chooses by hidden labels; it needs answers: oracle"
+            )
+        if annotator.samples > 1 and not has_dropout(network):
+            raise RecipeError(
+                f"stages.{index}: {self._author(index)} needs a network with dropout, and this one has none; set backbone.dropout"
+            )
+        earlier: dict[str, list[Any]] = {}
+        for region in (r for n in self.rounds.numbers() for r in self.rounds.get(n).regions):
+            earlier.setdefault(region.case, []).append((region.origin, region.size))
         for case in self.data.cases_of(annotator.role):
             if case in bound:  # what a stage does not bind it cannot read
-                yield self._review(viewer, network, case)
+                seeds = [
+                    derive_seed(self.recipe.seed, "dropout", index, step, case, t) for t in range(annotator.samples)
+                ]
+                found = self._review(viewer, network, case, seeds if annotator.samples > 1 else ())
+                truth = self.data.hidden_label(case) if annotator.oracle else None
+                yield found._replace(asked=tuple(earlier.get(case, ())), truth=truth)
 
     def _reviewed_out_of_fold(self, last: int, strategy: Strategy) -> Iterator[Reviewed]:
         """Predict every labelled case by the network that was trained without its patient."""
@@ -514,11 +639,20 @@ class Run:
         finally:
             load_snapshot(current, self.backbone, strategy)
 
-    def _review(self, viewer: Viewer, network: nn.Module, case: str) -> Reviewed:
+    def _review(self, viewer: Viewer, network: nn.Module, case: str, seeds: Sequence[int] = ()) -> Reviewed:
+        """Return what an annotator sees of a case: one prediction, or one per seed with dropout left on."""
         annotations = self.data.annotations
+        if seeds:
+            samples = []
+            for seed in seeds:
+                torch.manual_seed(seed)
+                samples.append(viewer.probabilities(network, case, dropout=True).cpu())
+            probs = torch.stack(samples)
+        else:
+            probs = viewer.probabilities(network, case)[None].cpu()
         return Reviewed(
             case=case,
-            probs=viewer.probabilities(network, case)[None].cpu(),
+            probs=probs,
             label=annotations.read(case, revision=self.revision),
             given=annotations.read_given(case),
             spacing=self.data.store.spacing(case),
@@ -539,13 +673,6 @@ def _trainer(**options: Any) -> lightning.Trainer:
 
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _edits(answers: Iterable[Edit | Question]) -> Iterator[Edit]:
-    for answer in answers:
-        if isinstance(answer, Question):
-            raise RecipeError(f"the annotator asks about case {answer.case!r}, but this run has nobody to answer")
-        yield answer
 
 
 def _state_of(optimiser: Any) -> dict[str, Any]:

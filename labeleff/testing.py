@@ -16,7 +16,8 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import torch
@@ -101,11 +102,14 @@ class Subject:
         valid[0, ..., :2] = False
         image = image * valid
         label[~valid[:, 0]] = IGNORE
+        extras = {}
         if role == "unlabelled":
+            shares = 1.0 + torch.arange(self.task.num_classes)
+            extras = {"prior": (shares / shares.sum()).expand(self.batch, -1).contiguous()}
             label = torch.full_like(label, IGNORE)
         else:
             label[0, 3:5] = IGNORE
-        return Batch(image, label, label, valid, toy_geometry(self.batch, shape), extras={})
+        return Batch(image, label, label, valid, toy_geometry(self.batch, shape), extras=extras)
 
 
 def toy_geometry(batch: int, shape: tuple[int, ...]) -> Geometry:
@@ -193,7 +197,7 @@ def _same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 def check_finite_losses(subject: Subject) -> None:
     """Losses are finite float32 scalars, at least one."""
     output = ShortRun(subject).forward(0)
-    assert output.losses, "step returned no losses"
+    assert output.losses or not getattr(subject.factory, "trains", True), "step returned no losses"
     for name, loss in output.losses.items():
         assert loss.ndim == 0, f"loss {name!r} has shape {tuple(loss.shape)}; a scalar is needed"
         assert bool(torch.isfinite(loss)), f"loss {name!r} is {float(loss.detach())}"
@@ -224,8 +228,13 @@ def check_nothing_known(subject: Subject) -> None:
 
 
 def check_gradient(subject: Subject) -> None:
-    """Gradient reaches the backbone."""
+    """Gradient reaches the backbone; of a strategy that says it trains nothing, no loss asks for one."""
     run = ShortRun(subject)
+    if not run.strategy.trains:
+        assert not any(loss.requires_grad for loss in run.forward(0).losses.values()), (
+            "trains is False, but a loss does"
+        )
+        return
     torch.autograd.backward([loss for loss in run.forward(0).losses.values() if loss.requires_grad])
     reached = any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in run.backbone.parameters())
     assert reached, "no gradient reaches the backbone"
@@ -299,6 +308,9 @@ def alternative_values(kind: Any, value: Any) -> Iterable[Any]:
     """Yield other legal-looking values of an option's type."""
     if isinstance(value, bool):
         yield not value
+    elif get_origin(kind) in (Union, UnionType):
+        for part in get_args(kind):
+            yield from alternative_values(part, value)
     elif get_origin(kind) is Literal:
         yield from (choice for choice in get_args(kind) if choice != value)
     elif isinstance(value, float):
@@ -381,13 +393,13 @@ def check_predictors(subject: Subject) -> None:
 
 
 def check_ignore(subject: Subject) -> None:
-    """Labels of a stream that is said to be unlabelled are never looked at."""
+    """Labels of a stream that is said to be unlabelled are never looked at, unless it says that some may be given later."""
     run = ShortRun(subject)
     batch = run.subject.batches(run.strategy, 0)
     plain = run.forward(0, batch).losses
     for name, stream in run.strategy.streams().items():
         share = batch[name]
-        if stream.role == "unlabelled":
+        if stream.role == "unlabelled" and not stream.partial:
             told = batch | {
                 name: share._replace(label=torch.zeros_like(share.label), given=torch.zeros_like(share.label))
             }
@@ -399,13 +411,15 @@ def check_ignore(subject: Subject) -> None:
 
 def _check_unknown_region(subject: Subject, batch: dict[str, Batch], plain: Mapping[str, Tensor]) -> None:
     """Taking a label away is not the same as calling it background, and leaves every gradient finite."""
-    labelled = [n for n, stream in subject.make()[1].streams().items() if stream.role != "unlabelled"]
+    streams = subject.make()[1].streams()
+    labelled = [n for n, stream in streams.items() if stream.role != "unlabelled" or stream.partial]
     outcomes = []
     for value in (IGNORE, 0):
         told = dict(batch)
         for name in labelled:
             label = batch[name].label.clone()
-            label[1:, 6:] = value
+            if value != IGNORE or streams[name].role != "unlabelled":
+                label[1:, 6:] = value
             told[name] = batch[name]._replace(label=label, given=label)
         run = ShortRun(subject)
         outcomes.append(run.forward(0, told).losses)

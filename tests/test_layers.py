@@ -17,6 +17,7 @@ LAYERS = {
         "signals",
         "prepared",
         "results",
+        "asking",
         "folds",
         "diagnostics",
         "runner",

@@ -43,8 +43,8 @@ class Viewer:
     largest_component: bool = False
     device: str | torch.device = "cpu"
 
-    def probabilities(self, network: nn.Module, case: str) -> Tensor:
-        """Return [K, *S] float32 on the stored grid."""
+    def probabilities(self, network: nn.Module, case: str, *, dropout: bool = False) -> Tensor:
+        """Return [K, *S] float32 on the stored grid; with dropout left on where asked for."""
         image = torch.from_numpy(self.store.read(case)).to(self.device)
         return predict_volume(
             network,
@@ -56,6 +56,7 @@ class Viewer:
             slice_axis=self.slice_axis,
             num_classes=self.task.num_classes,
             exclusive=self.task.exclusive,
+            dropout=dropout,
         )
 
     def prediction(self, network: nn.Module, case: str) -> NDArray[np.uint8]:

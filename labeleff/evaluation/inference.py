@@ -11,15 +11,29 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from labeleff.functional.regions import hard_labels, largest_components
 
 
+def has_dropout(network: nn.Module) -> bool:
+    """Return whether a network drops anything out while it trains."""
+    return any(isinstance(module, _DropoutNd) and module.p > 0 for module in network.modules())
+
+
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode without gradients, and every module back into its own mode afterwards."""
+def evaluating(network: nn.Module, *, dropout: bool = False) -> Iterator[None]:
+    """Put a network into eval mode without gradients, and every module back into its own mode afterwards.
+
+    Args:
+        network: Any network.
+        dropout: Leave dropout on (Monte Carlo dropout); norm layers stay in eval mode.
+    """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
+    for module in network.modules():
+        if dropout and isinstance(module, _DropoutNd):
+            module.train()
     try:
         with torch.inference_mode():
             yield
@@ -39,6 +53,7 @@ def predict_volume(
     slice_axis: int | None = None,
     num_classes: int,
     exclusive: bool = True,
+    dropout: bool = False,
 ) -> Tensor:
     """Return probabilities [K, *S] float32 on the CPU.
 
@@ -55,6 +70,7 @@ def predict_volume(
         slice_axis: Axis of a volume that a 2-D network sees slice by slice.
         num_classes: K.
         exclusive: Softmax over classes; otherwise sigmoid for each region.
+        dropout: Leave dropout on; what is dropped comes from torch's global generator.
     """
 
     def probabilities(window: Tensor) -> Tensor:
@@ -62,7 +78,7 @@ def predict_volume(
         scores: Tensor = logits.softmax(1) if exclusive else logits.sigmoid()
         return scores
 
-    with evaluating(network):
+    with evaluating(network, dropout=dropout):
         if image.ndim - 1 == ndim:
             return _windows(probabilities, image[None], patch, overlap, window_batch)[0]
         if slice_axis is None:

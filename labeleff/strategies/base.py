@@ -26,6 +26,9 @@ class Strategy(nn.Module, ABC):
     supports_regions: ClassVar[bool] = False
     """Works on overlapping regions (sigmoid) too."""
 
+    trains: ClassVar[bool] = True
+    """False: no loss has a gradient; at most statistics of norm layers move."""
+
     soft_labels: bool = False
     """This instance learns from ``Batch.soft`` where it is given: from all raters at once, in place of their majority."""
 
