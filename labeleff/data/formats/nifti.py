@@ -94,7 +94,7 @@ class Nifti(DataSet):
             role: Role = "test" if name in test else "train"
             label = Source(labels[name]) if name in labels else None
             votes = tuple(Source(own[name]) for own in raters if name in own)
-            cases.append(Case(name, patients(name), (Source(path),), label, "", role, self._spacing(path, name), votes))
+            cases.append(Case(name, patients(name), (Source(path),), label, "", role, spacing_of(path, name), votes))
         return Manifest(folder.name, tuple(cases), self.classes, 3, slice_axis=self.slice_axis)
 
     def _patients(self, folder: Path) -> Any:
@@ -105,25 +105,14 @@ class Nifti(DataSet):
             return lambda name: known.get(name) or _missing(table, name)
         return lambda name: found[1] if (found := self.pattern.match(name)) and found[1] else name
 
-    def _spacing(self, path: Path, name: str) -> tuple[float, ...]:
-        image = _load(path, name)
-        zooms = nib.as_closest_canonical(image).header.get_zooms()[:3]
-        return tuple(round(float(z), 6) for z in zooms)
-
     def read_image(self, case: Case) -> NDArray[Any]:
         """Return [1, x, y, z] float32."""
         return voxels(case.image[0].path, case.id).astype(np.float32)[None]
 
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [x, y, z]."""
-        path = required_label(case)
-        header = nib.as_closest_canonical(_load(case.image[0].path, case.id))
-        label = _load(path, case.id)
-        if not np.allclose(nib.as_closest_canonical(label).affine, header.affine, atol=1e-3):
-            raise DataError(
-                f"case {case.id!r}: {path}: the label's geometry (affine) is not the image's; resample it to the image"
-            )
-        return checked_label(voxels(path, case.id), case, len(self.classes), tuple(header.shape[:3]))
+        label, shape = label_voxels(case)
+        return checked_label(label, case, len(self.classes), shape)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -158,3 +147,29 @@ def voxels(path: Path, name: str) -> NDArray[Any]:
         return np.asarray(nib.as_closest_canonical(_load(path, name)).dataobj)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"case {name!r}: {path}: the voxels cannot be read ({error})") from error
+
+
+def spacing_of(path: Path, name: str) -> tuple[float, ...]:
+    """Return the voxel size in the closest canonical orientation, mm, from the header alone.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    zooms = nib.as_closest_canonical(_load(path, name)).header.get_zooms()[:3]
+    return tuple(round(float(z), 6) for z in zooms)
+
+
+def label_voxels(case: Case) -> tuple[NDArray[Any], tuple[int, ...]]:
+    """Return the label of a case as stored, in the closest canonical orientation, and the shape that it must have.
+
+    Raises:
+        DataError: There is none, it cannot be read, or it lies elsewhere than the image.
+    """
+    path = required_label(case)
+    header = nib.as_closest_canonical(_load(case.image[0].path, case.id))
+    label = _load(path, case.id)
+    if not np.allclose(nib.as_closest_canonical(label).affine, header.affine, atol=1e-3):
+        raise DataError(
+            f"case {case.id!r}: {path}: the label's geometry (affine) is not the image's; resample it to the image"
+        )
+    return voxels(path, case.id), tuple(header.shape[:3])
