@@ -97,12 +97,14 @@ class Ripu(Strategy):
                 losses["consistency"] = self.consistency * found
         target = batch["unlabelled"]
         logits["unlabelled"] = scores = backbone(target.image)
-        losses["target"] = self._supervised(scores, target.label)
+        told = target.label != IGNORE
+        if bool(told.any()):
+            losses["target"] = self._supervised(scores, target.label)
         if self.negative:
             losses["negative"] = self.negative * negative_learning(scores, self.threshold, valid=target.valid)
         losses |= self._adaptation(scores, target)
-        known = (target.label != IGNORE).float().mean()
-        return StepOutput(losses, {name: value.detach() for name, value in logits.items()}, {"known": known})
+        detached = {name: value.detach() for name, value in logits.items()}
+        return StepOutput(losses, detached, {"known": told.float().mean()})
 
     def _supervised(self, logits: Tensor, label: Tensor) -> Tensor:
         if self.loss == "ce":

@@ -150,7 +150,7 @@ class Sfda(Strategy):
         known = share.label != IGNORE
         unknown = share.valid & ~known[:, None]
         losses = {"entropy": self.entropy * weighted_entropy(logits, self._weights(prior), valid=unknown)}
-        if self.labelled:
+        if self.labelled and bool(known.any()):
             losses["labelled"] = self.labelled * segmentation_loss(logits, share.label)
         notes: dict[str, Tensor] = {}
         if self.kl and prior is not None:

@@ -1,0 +1,104 @@
+"""What adaptation costs beside its network passes: ``python benchmarks/step_cost_sfda.py``.
+
+One thread, MONAI's U-Net with 16 base channels, batches of the two-site phantom, of which RIPU's target has labelled boxes:
+the median step (losses, joint backward, optimiser) of ``sfda``, of ``ripu`` and of its source-free form over the median of
+its bare passes, which are a forward of every stream and one backward through all of them; alternating in one process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import provenance, write
+from step_cost import SHAPES, seconds
+
+from labeleff import registry
+from labeleff.batch import Batch, Progress
+from labeleff.data import augment
+from labeleff.learner import make_optimiser
+from labeleff.prepared import Prepared, prepare
+from labeleff.recipe_io import load_recipe
+from labeleff.strategies.base import Strategy
+
+ROUNDS, WARM_UP = 30, 5
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "sfda": {"strategy": "sfda"},
+    "ripu": {"strategy": "ripu"},
+    "ripu, source-free": {"strategy": "ripu", "streams": {"labelled": {"batch": 0}}},
+}
+
+
+def prepared(folder: Path, stage: dict[str, Any], *, ndim: int, size: list[int], batch: int) -> Prepared:
+    """Return the data of a recipe on two sites."""
+    values = {
+        "name": "step-cost-sfda",
+        "data": {
+            "dataset": {"name": "phantom_sites", "patients": 12, "test": 1, "ndim": ndim, "size": size},
+            "source": ["source"],
+            "target": ["target"],
+            "labelled": 4,
+            "patch": size,
+            "prior": {"name": "source_mean"},
+        },
+        "backbone": {"name": "unet", "channels": [16, 32, 64, 128]},
+        "stages": [stage | {"steps": 1000, "batch": batch}],
+    }
+    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
+
+
+def measure(data: Prepared) -> dict[str, float]:
+    """Return medians of a step and of its bare passes, taken in turn."""
+    stage = data.recipe.stages[0]
+    strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+    backbone = data.backbone(0)
+    strategy.build(backbone, data.task)
+    optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+
+    def whole(batch: dict[str, Batch]) -> None:
+        strategy.set_modes(backbone)
+        losses = strategy.step(backbone, batch, Progress(0, 1000)).losses
+        optimiser.zero_grad()
+        sum(losses.values()).backward()
+        optimiser.step()
+
+    def bare(batch: dict[str, Batch]) -> None:
+        total = sum(backbone(share.image).sum() for share in batch.values())
+        backbone.zero_grad()
+        total.backward()
+
+    times: dict[str, list[float]] = {"step": [], "bare": []}
+    for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)):
+        batch = {name: augment.apply(share) for name, share in read.items()}
+        target = batch["unlabelled"]
+        if stage.strategy.name == "ripu":  # as after a round of questions
+            label = target.label.clone()
+            label[(slice(None), *[slice(4, 20)] * data.task.ndim)] = 1
+            batch["unlabelled"] = target._replace(label=label)
+        calls = [("step", whole), ("bare", bare)]
+        for name, function in calls[:: 1 if number % 2 else -1]:
+            took = seconds(function, batch)
+            if number >= WARM_UP:
+                times[name].append(took)
+    step, passes = (statistics.median(times[name]) for name in ("step", "bare"))
+    return {"step_seconds": step, "bare_seconds": passes, "ratio": step / passes}
+
+
+def main() -> None:
+    """Measure and write ``results/step_cost_sfda.json``."""
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {**provenance(), "ratios": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, shape in SHAPES.items():
+            for subject, stage in SUBJECTS.items():
+                data = prepared(Path(folder) / f"{name}-{subject}", stage, **shape)
+                found = result["ratios"][f"{subject}, {name}"] = measure(data)
+                print(f"{subject}, {name}", {key: round(value, 4) for key, value in found.items()}, flush=True)
+    write("step_cost_sfda", result)
+
+
+if __name__ == "__main__":
+    main()
