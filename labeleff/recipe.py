@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from labeleff.data.augment import Augment
-
-
-@dataclass(frozen=True)
-class Component:
-    """A registered name and its options (``{name: bcp, decay: 0.95}`` in YAML)."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+from labeleff.registry import Component as Component  # a recipe is made of them
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ def _completed(kind: registry.Kind, component: Component, where: str) -> Compone
                 f"{where}.{key}: {component.name} has no such option.{did_you_mean(key, known)} "
                 f"It has: {', '.join(known) or 'none'}"
             )
-        chosen[key] = convert(value, known[key].type, f"{where}.{key}")
+        chosen[key] = _within(kind, convert(value, known[key].type, f"{where}.{key}"), f"{where}.{key}")
     for key, option in known.items():
         if option.required and key not in chosen:
             raise RecipeError(f"{where}.{key}: {component.name} needs this option: {option.help}")
@@ -331,6 +331,15 @@ def _completed(kind: registry.Kind, component: Component, where: str) -> Compone
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
     return Component(component.name, options)
+
+
+def _within(kind: registry.Kind, value: Any, where: str) -> Any:
+    """Return an option's value; components in it are checked and completed as the one that it belongs to."""
+    if isinstance(value, Component):
+        return _completed(kind, value, where)
+    if isinstance(value, Mapping):
+        return {key: _within(kind, item, f"{where}.{key}") for key, item in value.items()}
+    return value
 
 
 def _check_ranges(recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import metadata
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -30,6 +30,17 @@ _registered: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in PA
 _discovered: set[str] = set()
 _plugins_loaded = False
 T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered name and its options (``{name: bcp, decay: 0.95}`` in YAML).
+
+    As the type of an option it names another component of the same kind: a data set that is made of data sets.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

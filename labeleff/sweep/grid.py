@@ -80,13 +80,14 @@ def _told(value: Any, kind: str = "") -> Any:
     """Return plain values of which those that are the defaults are left out."""
     if isinstance(value, Component):
         known = registry.options(registry.get(kind, value.name))  # type: ignore[arg-type]  # the field is called as its kind
-        return [value.name, {k: v for k, v in value.options.items() if known[k].required or v != known[k].default}]
+        told = {k: v for k, v in value.options.items() if known[k].required or v != known[k].default}
+        return [value.name, {k: _told(v, kind) for k, v in told.items()}]  # a component within is of the same kind
     if is_dataclass(value):
         usual = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
         own = {f.name: getattr(value, f.name) for f in fields(value)}
         return {key: _told(item, key) for key, item in own.items() if item != usual[key]}
     if isinstance(value, Mapping):
-        return {key: _told(item) for key, item in value.items()}
+        return {key: _told(item, kind) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_told(item) for item in value]
     return value
