@@ -2,7 +2,8 @@
 
 ``python kill.py RECIPE.json FOLDER CACHE POINT[:N]…`` loads everything once and forks a process per attempt. A point is
 ``step`` (after the N-th optimiser step of the process), ``write`` (half-way through the N-th atomic write),
-``rename`` (before the N-th rename), ``edge`` (after the N-th checkpoint), or ``revise`` (inside the N-th revision).
+``rename`` (before the N-th rename), ``edge`` (after the N-th checkpoint), ``revise`` (inside the N-th revision), ``ask``
+(before the N-th question or answer is published), or ``charge`` (before the N-th entry into the ledger).
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from labeleff import files, runner
+from labeleff.data import rounds
 from labeleff.data.annotations import AnnotationStore
 from labeleff.learner import Learner
 from labeleff.recipe_io import load_recipe
@@ -76,6 +78,24 @@ def arm(point: str, number: int) -> None:
             return write(self, case, revision, label)
 
         AnnotationStore._write_label = write_label
+    elif point == "ask":
+        write_json = rounds.write_json
+
+        def write(path, value):
+            if next(count) == number:
+                die()
+            write_json(path, value)
+
+        rounds.write_json = write
+    elif point == "charge":
+        reconcile = rounds.Rounds.reconcile
+
+        def before_charging(self):
+            if next(count) == number:
+                die()
+            reconcile(self)
+
+        rounds.Rounds.reconcile = before_charging
     else:
         raise ValueError(point)
 

@@ -13,6 +13,7 @@ import pytest
 
 from labeleff import registry
 from labeleff.batch import derive_seed
+from labeleff.data.rounds import Rounds
 from labeleff.recipe_io import load_recipe
 from labeleff.rundir import RunDirectory
 from labeleff.runner import run
@@ -95,6 +96,27 @@ RECIPES = {
         ],
     ),
 }
+RECIPES["queries"] = tiny(
+    data=tiny()["data"]
+    | {
+        "dataset": {"name": "phantom_sites", "patients": 3, "test": 2, "size": [32, 32], "slices": 2},
+        "source": ["source"],
+        "target": ["target"],
+    },
+    stages=[
+        {
+            "strategy": "ripu",
+            "steps": 9,
+            "batch": 4,
+            "augment": AUGMENT,
+            "streams": {"unlabelled": {"known": 0.5}},
+            "annotator": {"name": "region_query", "rounds": 3, "budget": 0.1},
+            "answers": "oracle",
+            "revise_every": 3,
+            "revise_at_start": True,
+        },
+    ],
+)
 POINTS = {  # some of every kind: inside a step, while a checkpoint is written, at a stage's edge, inside a revision
     "supervised": ["write:9", "step:4", "rename:9", "edge:2", "step:1"],
     "bcp": ["step:2", "write:14", "edge:2", "rename:8", "step:1"],
@@ -102,6 +124,7 @@ POINTS = {  # some of every kind: inside a step, while a checkpoint is written, 
     "label_correction": ["step:5", "revise:1", "edge:1", "step:2"],
     "folds": ["step:3", "edge:2", "revise:1", "step:1"],
     "soft": ["rename:10", "revise:1", "step:1"],  # the first while raters' labels are copied
+    "queries": ["ask:1", "ask:2", "charge:1", "step:2", "revise:3", "ask:2", "charge:1", "edge:2", "step:1"],
 }
 
 
@@ -111,6 +134,10 @@ def outcome(folder: Path) -> dict[str, str]:
     found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     summary = json.loads((folder / "summary.json").read_text())
     found["summary"] = json.dumps({k: v for k, v in summary.items() if k != "training_seconds"})
+    found["ledger"] = json.dumps(
+        [{k: v for k, v in line.items() if k not in ("time", "previous")} for line in Rounds(folder).ledger()]
+    )
+    Rounds(folder).verify()
     for path in sorted((folder / "annotations" / "revisions").glob("*.json")):
         found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
@@ -152,7 +179,10 @@ def test_killed_twenty_times(name, tmp_path, cache):
     recipe = longer(RECIPES[name], 8)
     run(load_recipe(recipe), tmp_path / "whole", cache=cache)
     generator = random.Random(name)
-    kinds = ["step", "write", "rename", "edge"] + (["revise"] if name in ("pseudo_labels", "label_correction") else [])
+    kinds = ["step", "write", "rename", "edge"] + (
+        ["revise"] if name in ("pseudo_labels", "label_correction", "queries") else []
+    )
+    kinds += ["ask", "charge"] if name == "queries" else []
     points = [f"{generator.choice(kinds)}:{generator.randint(1, 4)}" for _ in range(20)]
     assert killed_run(recipe, tmp_path / "killed", cache, points, tmp_path) == 20
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
@@ -170,7 +200,8 @@ def test_another_number_of_workers_changes_nothing(workers, tmp_path, cache):
 @pytest.mark.parametrize("name", registry.names("strategy"))
 def test_abandoned_at_a_step_drawn_from_its_name(name, tmp_path, cache, monkeypatch):
     """Every strategy: given up in process at some step, reloaded from disk."""
-    recipe = load_recipe(tiny(stages=[{"strategy": name, "steps": 9, "batch": 4, "augment": AUGMENT}]))
+    data = tiny()["data"] | {"prior": {"name": "source_mean"}}
+    recipe = load_recipe(tiny(data=data, stages=[{"strategy": name, "steps": 9, "batch": 4, "augment": AUGMENT}]))
     run(recipe, tmp_path / "whole", cache=cache)
     stop = 1 + derive_seed(name) % 8
 
