@@ -172,9 +172,9 @@ class Synthia(Streets):
 
     def stored(self, file: Image.Image, case: Case) -> NDArray[np.uint8]:
         """Return the ids of an opened label file [H, W]."""
-        if isinstance(file, ImageFile.ImageFile) and file.tile and file.tile[0].args == "RGB;16B":
+        if isinstance(file, ImageFile.ImageFile) and file.tile and file.tile[0][3] == "RGB;16B":
             # the decoder keeps one byte of two: the higher one, unless told that the order is the other one
-            file.tile = [part._replace(args="RGB;16L") for part in file.tile]
+            file.tile = [(*part[:3], "RGB;16L") for part in file.tile]  # type: ignore[misc]  # named only by later releases
             return np.asarray(_decoded(file, case, "RGB"))[..., 0]
         raise DataError(
             f"case {case.id!r}: {required_label(case)}: is not a colour image of 16 bits per channel, as SYNTHIA's labels are"
