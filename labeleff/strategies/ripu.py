@@ -32,8 +32,8 @@ class Ripu(Strategy):
     Args:
         loss: ``dice_ce``: (cross-entropy + Dice) / 2 over known voxels; ``ce``: cross-entropy, the authors'.
         consistency: Weight of local consistency.
-        consistency_on: ``boundary``: voxels at borders of the label, which is what the authors' code does; ``all``: every
-            labelled voxel, as the paper says.
+        consistency_on: ``boundary``: voxels at borders of the label, which is what the authors' code does; ``labelled``:
+            every labelled voxel, as the paper says.
         negative: Weight of negative learning.
         threshold: Probability below which a class is taken to be absent.
         entropy: Weight of the mean entropy of target voxels that nobody has labelled; with ``kl``, source-free adaptation
@@ -52,7 +52,7 @@ class Ripu(Strategy):
         *,
         loss: Literal["dice_ce", "ce"] = "dice_ce",
         consistency: float = 0.1,
-        consistency_on: Literal["boundary", "all"] = "boundary",
+        consistency_on: Literal["boundary", "labelled"] = "boundary",
         negative: float = 1.0,
         threshold: float = 0.05,
         entropy: float = 0.0,
@@ -93,7 +93,7 @@ class Ripu(Strategy):
             logits["labelled"] = scores = backbone(source.image)
             losses["source"] = self._supervised(scores, source.label)
             if self.consistency:
-                found = local_consistency(scores, source.label, on=self.consistency_on)
+                found = local_consistency(scores, source.label, where=self.consistency_on)
                 losses["consistency"] = self.consistency * found
         target = batch["unlabelled"]
         logits["unlabelled"] = scores = backbone(target.image)

@@ -17,8 +17,8 @@ def test_recipe_runs(name, tmp_path, cache):
     if name.startswith(FOR_A_GPU):
         assert sum(stage.steps for stage in recipe.stages) > 10000  # its schedule is the paper's
         return
-    if recipe.data.dataset.name == "phantom":
-        overrides += ["data.dataset.patients=16", "data.dataset.test=2"]
+    if recipe.data.dataset.name in ("phantom", "phantom_sites"):
+        overrides += ["data.dataset.patients=20", "data.dataset.test=2"]
     small = load_recipe(name, [*overrides, "data.unlabelled=3"])
     try:
         run(small, tmp_path, cache=cache)
