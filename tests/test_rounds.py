@@ -202,6 +202,32 @@ def test_hidden_labels_are_shown_to_none_but_a_marked_oracle(tmp_path, cache):
         run(recipe("person", annotator="cheat"), tmp_path / "three", cache=cache)
 
 
+class Everyone(Corners):
+    """Would like to see all training cases."""
+
+    role = "all"
+
+
+def test_a_stage_without_the_source_shows_an_annotator_nothing_of_it(tmp_path, cache, monkeypatch):
+    monkeypatch.setitem(registry._registered["annotator"], "everyone", Everyone)
+    stage = {
+        "strategy": "ripu",
+        "annotator": "everyone",
+        "steps": 2,
+        "batch": 4,
+        "answers": "oracle",
+        "revise_at_start": True,
+    }
+    sites = {"dataset": {"name": "phantom_sites", "patients": 3, "test": 2, "size": [32, 32], "slices": 1}}
+    data = tiny()["data"] | sites | {"source": ["source"], "target": ["target"]}
+    for streams, domains in (({}, {"source", "target"}), ({"labelled": {"batch": 0}}, {"target"})):
+        Corners.seen.clear()
+        values = load_recipe(tiny(data=data, stages=[stage | {"streams": streams}]))
+        run(values, tmp_path / str(len(domains)), cache=cache)
+        manifest = prepare(values, tmp_path / str(len(domains)), cache=cache).manifest
+        assert {manifest.case(case.case).domain for _, _, case in Corners.seen} == domains
+
+
 def test_test_labels_cannot_be_asked_for(tmp_path, cache):
     data = prepare(recipe(), tmp_path, cache=cache)
     with pytest.raises(StoreError, match="no training case"):
