@@ -219,6 +219,89 @@ def suspects(
         rank_suspects(data, folder or Path("runs") / "suspects", steps=steps, folds=folds, top=top, cache=cache)
 
 
+RunArgument = Annotated[Path, typer.Argument(help="The run directory.")]
+
+
+@app.command()
+def query(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option(help="The folder; default RUN/bundles/round_NNN.")] = None,
+    number: Annotated[int | None, typer.Option("--round", help="Which round; default the newest that waits.")] = None,
+    correct: Annotated[
+        bool, typer.Option("--correct/--blank", help="Regions hold the prediction, or are empty.")
+    ] = False,
+    images: Annotated[bool, typer.Option(help="Copy the images, so that nothing else is needed.")] = True,
+    cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write out what a run asks a person: NIfTI files, colour tables for ITK-SNAP and 3D Slicer, and a short README.
+
+    [dim]labeleff query runs/my-run --correct[/dim]
+    """
+    with _reported(debug=debug):
+        _load_plugins(plugin)
+        from labeleff.bundle.write import write_bundle
+
+        mode = "correct" if correct else "blank"
+        folder = write_bundle(run, out, number=number, mode=mode, images=images, cache=cache)  # type: ignore[arg-type]
+        typer.echo(f"{folder}: see README.txt there; then: labeleff answer {run} {folder}")
+
+
+@app.command()
+def answer(
+    run: RunArgument,
+    folder: Annotated[Path, typer.Argument(help="What `labeleff query` wrote, edited.")],
+    partial: Annotated[bool, typer.Option("--partial", help="Take regions in order, leave the others open.")] = False,
+    cannot_tell: Annotated[
+        bool, typer.Option("--cannot-tell", help="What was left at ignore cannot be told; the region is charged.")
+    ] = False,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Labels that equal the prediction are meant.")] = False,
+    done: Annotated[
+        bool, typer.Option("--done", help="In files with named segments, 0 in regions is background.")
+    ] = False,
+    drop: Annotated[
+        bool, typer.Option("--drop-outside", help="Drop changes outside the regions in place of refusing them.")
+    ] = False,
+    by: Annotated[str, typer.Option(help="Who labelled.")] = "",
+    seconds: Annotated[float | None, typer.Option(min=0, help="How long that took.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Take in labels of a round, checked: all of its regions or none. Then `labeleff run` goes on.
+
+    [dim]labeleff answer runs/my-run runs/my-run/bundles/round_001 --by anna --seconds 900[/dim]
+    """
+    with _reported(debug=debug):
+        _load_plugins(plugin)
+        from labeleff.bundle.read import Terms, read_answer
+
+        terms = Terms(partial, cannot_tell, confirm, done, "drop" if drop else "reject")
+        handed = read_answer(run, folder, terms=terms, by=by, seconds=seconds, cache=cache)
+        for line in [*handed.notes, *(f"left open: {problem}" for problem in handed.problems)]:
+            typer.echo(line)
+        taken = len(handed.answer.regions) if handed.answer is not None else 0
+        still = (
+            f"{handed.open_regions} are still open"
+            if handed.open_regions
+            else "the round is complete: go on with labeleff run"
+        )
+        typer.echo(f"{taken} regions taken; {still}")
+
+
+@app.command()
+def budget(run: RunArgument, debug: DebugOption = False) -> None:
+    """Show what a run has asked and spent, round by round, and what one more round would cost.
+
+    [dim]labeleff budget runs/my-run[/dim]
+    """
+    with _reported(debug=debug):
+        from labeleff.bundle.budget import show_budget
+
+        show_budget(run)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help=", ".join(LISTS) + ".", autocompletion=_complete_list)],

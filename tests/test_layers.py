@@ -25,6 +25,7 @@ LAYERS = {
         "corruption",
         "suspects",
         "report",
+        "bundle",
         "sweep",
     ),
     6: ("cli", "__main__", "__init__"),

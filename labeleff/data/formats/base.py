@@ -48,6 +48,10 @@ class DataSet(ABC):
                 )
         return np.stack(labels)
 
+    def affine(self, case: Case) -> NDArray[np.float64] | None:  # noqa: ARG002
+        """Return the map [4, 4] from voxels, as :meth:`read_image` has them, to patient coordinates, mm; None: not told."""
+        return None
+
     def fingerprint(self, case: Case) -> str:
         """Return what changes when the case's files change, without decoding them."""
         parts = []

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.data.formats.base import DataSet, checked_label, read_npz, required_label
-from labeleff.data.formats.nifti import voxels
+from labeleff.data.formats.nifti import affine_of, voxels
 from labeleff.data.manifest import Case, Manifest, Source, read_manifest
 from labeleff.errors import DataError
 from labeleff.registry import register
@@ -54,6 +54,11 @@ class ManifestFile(DataSet):
         parts = [a if a.ndim > self.axes else a[None] for a in found]
         image = np.concatenate(parts)
         return image if image.dtype == np.uint8 else image.astype(np.float32)
+
+    def affine(self, case: Case) -> NDArray[np.float64] | None:
+        """Return that of the first image where it is a NIfTI file."""
+        path = case.image[0].path
+        return affine_of(path, case.id) if path.name.endswith((".nii", ".nii.gz")) else None
 
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [*S]."""

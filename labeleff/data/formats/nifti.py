@@ -109,6 +109,10 @@ class Nifti(DataSet):
         """Return [1, x, y, z] float32."""
         return voxels(case.image[0].path, case.id).astype(np.float32)[None]
 
+    def affine(self, case: Case) -> NDArray[np.float64] | None:
+        """Return that of the image, in the closest canonical orientation."""
+        return affine_of(case.image[0].path, case.id)
+
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [x, y, z]."""
         label, shape = label_voxels(case)
@@ -157,6 +161,11 @@ def spacing_of(path: Path, name: str) -> tuple[float, ...]:
     """
     zooms = nib.as_closest_canonical(_load(path, name)).header.get_zooms()[:3]
     return tuple(round(float(z), 6) for z in zooms)
+
+
+def affine_of(path: Path, name: str) -> NDArray[np.float64]:
+    """Return the affine of a NIfTI file in the closest canonical orientation, from the header alone."""
+    return np.asarray(nib.as_closest_canonical(_load(path, name)).affine, np.float64)
 
 
 def label_voxels(case: Case) -> tuple[NDArray[Any], tuple[int, ...]]:

@@ -82,6 +82,11 @@ class DataUnion(DataSet):
         part, own = self._asked(case)
         return part.read_image(own)
 
+    def affine(self, case: Case) -> NDArray[np.float64] | None:
+        """Return that of the part."""
+        part, own = self._asked(case)
+        return part.affine(own)
+
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [*S] as the part reads it."""
         part, own = self._asked(case)

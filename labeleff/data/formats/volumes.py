@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.data.formats.base import DataSet, checked_label, required_label
-from labeleff.data.formats.nifti import label_voxels, spacing_of, voxels
+from labeleff.data.formats.nifti import affine_of, label_voxels, spacing_of, voxels
 from labeleff.data.manifest import Case, Source
 from labeleff.errors import DataError
 
@@ -25,6 +25,10 @@ class Volumes(DataSet):
     def read_image(self, case: Case) -> NDArray[Any]:
         """Return [1, x, y, z] float32, axes in the closest canonical orientation."""
         return voxels(case.image[0].path, case.id).astype(np.float32)[None]
+
+    def affine(self, case: Case) -> NDArray[np.float64] | None:
+        """Return that of the image, in the closest canonical orientation."""
+        return affine_of(case.image[0].path, case.id)
 
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [x, y, z].
