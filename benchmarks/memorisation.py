@@ -1,6 +1,6 @@
 """Early learning and memorisation of wrong labels, seen against the clean ones that training never saw.
 
-Trains the baseline of a benchmark with label noise once per draw, keeps its weights on the way, and afterwards measures at
+Trains the baseline (or another method) of a benchmark with label noise once per draw, keeps its weights on the way, and afterwards measures at
 every snapshot: the test Dice and, where given and clean labels of the training cases differ, the IoU per class of the
 predictions with the clean ones (early learning) and with the given ones (memorisation). From finished runs of the sweep
 with an annotator it reads how near the corrected labels came to the clean ones. Writes ``results/NAME_memorisation.json``
@@ -130,6 +130,7 @@ def main() -> None:
     """Follow, read, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark")
+    parser.add_argument("--method", help="which method to follow, such as one with more steps; default: the baseline")
     parser.add_argument("--sweep", type=Path, help="folder of the finished sweep")
     parser.add_argument("--folder", type=Path, default=Path("runs/memorisation"))
     parser.add_argument("--every", type=int, default=40)
@@ -137,7 +138,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     benchmark = load_benchmark(given.benchmark)
-    jobs = [job for job in expand(benchmark).jobs if job.method == benchmark.baseline][: given.draws]
+    method = given.method or benchmark.baseline
+    jobs = [job for job in expand(benchmark).jobs if job.method == method][: given.draws]
+    if not jobs:
+        parser.error(f"{given.benchmark} has no method {method!r}; it has {', '.join(benchmark.methods)}")
     rows = [row for job in jobs for row in followed(job.recipe, given.folder / job.name, None, given.every)]
     lost = []  # the peak is the best of many snapshots on the test cases: what is lost from it is never below 0
     for number in sorted({row["draw"] for row in rows}):
@@ -154,6 +158,7 @@ def main() -> None:
             labels.setdefault(folder.name.split("-n")[0], []).append(found)
     result = {
         "benchmark": given.benchmark,
+        "method": method,
         "rows": rows,
         "lost_from_peak": lost,
         "interval": middle,
