@@ -1,10 +1,10 @@
 """Early learning and memorisation of wrong labels, seen against the clean ones that training never saw.
 
-Trains the baseline (or another method) of a benchmark with label noise once per draw, keeps its weights on the way, and afterwards measures at
-every snapshot: the test Dice and, where given and clean labels of the training cases differ, the IoU per class of the
-predictions with the clean ones (early learning) and with the given ones (memorisation). From finished runs of the sweep
-with an annotator it reads how near the corrected labels came to the clean ones. Writes ``results/NAME_memorisation.json``
-and ``.png``.
+Trains the baseline (or another method) of a benchmark with label noise once per draw, keeps its weights on the way, and
+afterwards measures at every snapshot: the test Dice and, where given and clean labels of the training cases differ, the IoU
+per class of the predictions with the clean ones (early learning) and with the given ones (memorisation). From finished
+runs of the sweep with an annotator it reads how near the corrected labels came to the clean ones. Writes
+``results/NAME_memorisation.json`` and ``.png``.
 
     python benchmarks/memorisation.py noise_phantom --sweep runs/sweeps/noise_phantom
 """

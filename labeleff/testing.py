@@ -461,7 +461,7 @@ def check_strategy(factory: Callable[..., Strategy], **subject: Any) -> None:
 
 def check_annotator(annotator: Annotator, *, classes: int = 3, shape: tuple[int, ...] = (12, 16)) -> None:
     """Edits are legal and deterministic, the cases are left alone, and voxels that somebody gave are not written to."""
-    cases = _reviewed(classes, shape, annotator.samples)
+    cases = _reviewed(classes, shape, annotator)
     before = [(c.probs.clone(), c.label.copy(), c.given.copy()) for c in cases]
     runs = []
     for _ in range(2):
@@ -478,20 +478,39 @@ def check_annotator(annotator: Annotator, *, classes: int = 3, shape: tuple[int,
         assert one.case in known, f"an answer is about case {one.case!r}, which was not shown"
         if isinstance(one, Edit):
             _check_edit(one, known[one.case], classes)
+    _check_asked_once(annotator, cases, [one for one in runs[0] if isinstance(one, Question)])
 
 
-def _reviewed(classes: int, shape: tuple[int, ...], samples: int) -> list[Reviewed]:
+def _check_asked_once(annotator: Annotator, cases: list[Reviewed], first: list[Question]) -> None:
+    """Boxes reach into their cases, and those of the next round keep clear of what was asked before."""
+    shapes = {case.case: case.label.shape for case in cases}
+    for one in first:
+        reach = zip(one.origin, one.size, shapes[one.case], strict=True)
+        assert all(o < n and o + s > 0 < s for o, s, n in reach), f"a question lies outside case {one.case!r}: {one}"
+    asked = {name: tuple((q.origin, q.size) for q in first if q.case == name) for name in shapes}
+    later = [case._replace(asked=asked[case.case]) for case in cases]
+    for new in annotator.revise(iter(later), Progress(6, 10, seed=1, round=1)) if first else ():
+        assert isinstance(new, Question), "an annotator that asked in one round makes changes itself in the next"
+        for origin, size in asked[new.case]:
+            meets = zip(new.origin, new.size, origin, size, strict=True)
+            assert not all(a < b + t and b < a + s for a, s, b, t in meets), f"asked twice about the same voxels: {new}"
+
+
+def _reviewed(classes: int, shape: tuple[int, ...], annotator: Annotator) -> list[Reviewed]:
     generator = torch.Generator().manual_seed(0)
     cases = []
     for number in range(3):
-        probs = torch.randn(samples, classes, *shape, generator=generator).softmax(1)
+        probs = torch.randn(annotator.samples, classes, *shape, generator=generator).softmax(1)
+        truth = probs.mean(0).argmax(0).numpy().astype(np.uint8) if annotator.oracle else None
         given = np.full(shape, IGNORE, np.uint8)
         given[: number * 2] = 1
-        cases.append(Reviewed(f"case{number}", probs, given.copy(), given, (1.0,) * len(shape)))
+        cases.append(Reviewed(f"case{number}", probs, given.copy(), given, (1.0,) * len(shape), truth=truth))
     return cases
 
 
 def _same_answer(one: Edit | Question, two: Edit | Question) -> bool:
+    if isinstance(one, Question):
+        return one == two
     pairs = [(a, b) for a, b in zip(one, two, strict=True) if isinstance(a, np.ndarray)]
     arrays = [np.array_equal(a, np.asarray(b)) for a, b in pairs]
     return type(one) is type(two) and one.case == two.case and all(arrays)
