@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from labeleff.errors import LabeleffError, RecipeError, did_you_mean
+from labeleff.errors import LabeleffError, RecipeError, Waiting, did_you_mean
 
 app = typer.Typer(
     name="labeleff",
@@ -81,7 +81,8 @@ def _reported(*, debug: bool) -> Iterator[None]:
     except LabeleffError as error:
         if debug:
             raise
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
+        sign = "[bold]waiting:[/]" if isinstance(error, Waiting) else "[bold red]error:[/]"
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"{sign} {escape(str(error))}")
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the last checkpoint stands: run the same command again to go on")
