@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -163,36 +162,65 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         DataError: The file is not one.
     """
-
-    def source(value: dict[str, str] | None) -> Source | None:
-        return None if value is None else Source(path.parent / value["path"], value.get("key", ""))
-
-    def sources(values: Iterable[dict[str, str]]) -> tuple[Source, ...]:
-        return tuple(s for s in map(source, values) if s is not None)
-
     try:
         content = json.loads(path.read_text())
-        cases = tuple(
-            Case(
-                id=row["id"],
-                patient=row["patient"],
-                image=sources(row["image"]),
-                label=source(row["label"]),
-                domain=row["domain"],
-                role=row["role"],
-                spacing=tuple(row["spacing"]) if row["spacing"] else None,
-                raters=sources(row.get("raters", ())),
-            )
-            for row in content["cases"]
-        )
-        return Manifest(
-            content["name"],
-            cases,
-            tuple(content["classes"]),
-            content["axes"],
-            content["channels"],
-            content["slice_axis"],
-            tuple(content["official"]),
-        )
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        head = {name: content[name] for name in ("name", "classes", "axes", "channels", "slice_axis", "official")}
+        rows = content["cases"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a manifest ({type(error).__name__}: {error})") from error
+    if not isinstance(rows, list) or not all(isinstance(head[name], list) for name in ("classes", "official")):
+        raise DataError(f"{path}: cases, classes and official are lists")
+    cases = tuple(_case(row, path, number) for number, row in enumerate(rows))
+    classes, official = (tuple(map(str, head.pop(name))) for name in ("classes", "official"))
+    try:
+        return Manifest(cases=cases, classes=classes, official=official, **head)
+    except TypeError as error:
+        raise DataError(f"{path}: not a manifest ({error})") from error
+
+
+def _case(row: Any, path: Path, number: int) -> Case:
+    """Return a row of a manifest file.
+
+    Raises:
+        DataError: It lacks something, or something is of another kind; the message names the row and the key.
+    """
+    where = f"{path}: cases.{number}"
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {row!r} is no object of id, patient, image, label, domain, role and spacing")
+    where += f" ({row.get('id')})"
+
+    try:
+        spacing = row["spacing"]
+        if not all(isinstance(row[key], str) for key in ("id", "patient", "domain")):
+            raise DataError(f"{where}: id, patient and domain are texts")
+        if row["role"] not in ROLES:
+            raise DataError(f"{where}: role is {row['role']!r}; it is one of {', '.join(ROLES)}")
+        return Case(
+            id=row["id"],
+            patient=row["patient"],
+            image=_sources(row, "image", path, where),
+            label=None if row["label"] is None else _source("label", row["label"], path, where),
+            domain=row["domain"],
+            role=row["role"],
+            spacing=tuple(float(n) for n in spacing) if spacing else None,
+            raters=_sources(row, "raters", path, where),
+        )
+    except KeyError as error:
+        raise DataError(f"{where}: {error.args[0]} is missing") from None
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: spacing is {row['spacing']!r}; it is a list of lengths in mm, or null") from None
+
+
+def _source(key: str, value: Any, path: Path, where: str) -> Source:
+    if isinstance(value, dict) and isinstance(value.get("path"), str) and isinstance(value.get("key", ""), str):
+        return Source(path.parent / value["path"], value.get("key", ""))
+    raise DataError(f'{where}: {key} holds {value!r}; a file is written as {{"path": "…"}}, or with a "key" beside it')
+
+
+def _sources(row: dict[str, Any], key: str, path: Path, where: str) -> tuple[Source, ...]:
+    found = row.get(key, [])
+    if not isinstance(found, list):
+        raise DataError(f'{where}: {key} is {found!r}; it is a list of files, each {{"path": "…"}}')
+    if not found and key == "image":
+        raise DataError(f"{where}: image is empty; name at least one file")
+    return tuple(_source(key, value, path, where) for value in found)

@@ -1,5 +1,8 @@
 """Layouts on disk, generated small; the real sets where they are at hand."""
 
+import contextlib
+import json
+
 import h5py
 import nibabel as nib
 import numpy as np
@@ -8,7 +11,8 @@ import pytest
 from labeleff.data.formats.compact import Compact
 from labeleff.data.formats.left_atrium_h5 import LeftAtriumH5
 from labeleff.data.formats.nifti import Nifti
-from labeleff.errors import DataError
+from labeleff.data.manifest import read_manifest
+from labeleff.errors import DataError, LabeleffError
 
 GENERATOR = np.random.default_rng(0)
 
@@ -159,3 +163,51 @@ def test_real_sets(real_data, name, cases, patients, classes, axes):
     image, label = data.read_image(case), data.read_label(case)
     assert image.shape[1:] == label.shape
     assert label.max() == classes - 1
+
+
+GOOD = {
+    "name": "m", "classes": ["background", "organ"], "axes": 2, "channels": 1, "slice_axis": 0, "official": [],
+    "cases": [{"id": "a", "patient": "p", "image": [{"path": "a.npz", "key": "image"}], "label": None, "domain": "",
+               "role": "train", "spacing": None}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": ["a.npz"]}, r"cases\.0 \(a\): image holds 'a\.npz'; a file is written as"),
+        ({"image": "a.npz"}, "image is 'a.npz'; it is a list of files"),
+        ({"image": []}, "image is empty"),
+        ({"image": [{"path": 3}]}, "a file is written as"),
+        ({"label": "a.npz"}, "label holds 'a.npz'; a file is written as"),
+        ({"raters": {"path": "x"}}, "raters is .* it is a list of files"),
+        ({"spacing": 1.0}, r"spacing is 1\.0; it is a list of lengths"),
+        ({"spacing": ["x", 1]}, "it is a list of lengths"),
+        ({"role": "exam"}, "role is 'exam'; it is one of train, validation, test"),
+        ({"patient": 3}, "id, patient and domain are texts"),
+    ],
+)
+def test_rows_of_a_manifest_written_by_hand(tmp_path, change, message):
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(GOOD | {"cases": [GOOD["cases"][0] | change]}))
+    with pytest.raises(DataError, match=message):
+        read_manifest(path)
+
+
+def test_manifests_of_any_shape_are_read_or_refused_in_one_line(tmp_path):
+    """Every value at every level is put in the place of every other kind of value."""
+    path = tmp_path / "manifest.json"
+    others = [None, 3, "x", [], {}, [1], {"a": 1}, [[]], True]
+    for key in GOOD:
+        for other in others:
+            path.write_text(json.dumps(GOOD | {key: other}))
+            with contextlib.suppress(LabeleffError):
+                read_manifest(path)
+    for key in GOOD["cases"][0]:
+        row = GOOD["cases"][0]
+        for changed in [*(row | {key: other} for other in others), {k: v for k, v in row.items() if k != key}, key]:
+            path.write_text(json.dumps(GOOD | {"cases": [changed]}))
+            with contextlib.suppress(LabeleffError):
+                read_manifest(path)
+    path.write_text(json.dumps(GOOD))
+    assert read_manifest(path).case("a").image[0].key == "image"
