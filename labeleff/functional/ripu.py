@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
 from labeleff.functional.acquisition import Radius, box_count, box_mean, box_sum, half_widths, valid_map
+from labeleff.functional.losses import voxel_blocks
 from labeleff.functional.regions import hard_labels
 
 Normalisation = Literal["classes", "log19"]
@@ -300,15 +302,52 @@ def local_consistency(
         chosen = chosen & (box_sum(numbers, 1) != 3 ** (label.ndim - 1) * numbers)
     if inside is not None:
         chosen = chosen & inside
-    p = logits.float().softmax(1)
-    mean = p
-    for axis in range(2, p.ndim):  # no pooling: its gradient is not the same twice on a GPU
-        length = p.shape[axis]
-        before = torch.cat([mean.narrow(axis, 0, 1), mean.narrow(axis, 0, length - 1)], axis)
-        after = torch.cat([mean.narrow(axis, 1, length - 1), mean.narrow(axis, length - 1, 1)], axis)
-        mean = (before + mean + after) / 3
-    distance = (p - mean).abs().sum(1)
-    return (distance * chosen).sum() / chosen.sum().clamp_min(1)
+    with torch.autocast(logits.device.type, enabled=False):  # sums over many voxels do not fit into 16 bits
+        total = _NeighbourDistance.apply(logits.float(), chosen)  # type: ignore[no-untyped-call]
+        loss: Tensor = total / chosen.sum().clamp_min(1)
+    return loss
+
+
+class _NeighbourDistance(torch.autograd.Function):
+    """``Σ_i m_i Σ_c |p_ic - (B p)_ic|`` of logits [B, K, *S], B the mean over 3^d neighbours; gradient by hand.
+
+    B goes axis by axis. No pooling: its gradient is not the same twice on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, chosen: Tensor) -> Tensor:
+        probs = logits.softmax(1)
+        difference = probs
+        for axis in range(2, logits.ndim):
+            difference = _of_three(difference, axis)
+        difference = difference.mul_(-(3.0 ** (2 - logits.ndim))).add_(probs).mul_(chosen.unsqueeze(1))
+        ctx.save_for_backward(probs, difference)
+        return difference.abs().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_total: Tensor) -> tuple[Tensor, None]:
+        probs, difference = ctx.saved_tensors
+        sign = difference.sign()
+        spread = sign
+        for axis in range(2, probs.ndim):
+            spread = _of_three(
+                spread, axis
+            )  # the transpose is the sum itself: a border voxel stands in for what lies beyond
+        of_p = sign.add_(spread, alpha=-(3.0 ** (2 - probs.ndim))).mul_(to_total).mul_(probs)
+        return of_p.addcmul_(probs, of_p.sum(1, keepdim=True), value=-1), None
+
+
+def _of_three(maps: Tensor, axis: int) -> Tensor:
+    """Return the sum of every voxel and its two neighbours along an axis, those at the border standing in for what is beyond."""
+    length = maps.shape[axis]
+    result = maps.clone()
+    result.narrow(axis, 0, 1).add_(maps.narrow(axis, 0, 1))
+    result.narrow(axis, length - 1, 1).add_(maps.narrow(axis, length - 1, 1))
+    if length > 1:
+        result.narrow(axis, 1, length - 1).add_(maps.narrow(axis, 0, length - 1))
+        result.narrow(axis, 0, length - 1).add_(maps.narrow(axis, 1, length - 1))
+    return result
 
 
 def negative_learning(logits: Tensor, threshold: float = 0.05, *, valid: Tensor | None = None) -> Tensor:
@@ -329,9 +368,43 @@ def negative_learning(logits: Tensor, threshold: float = 0.05, *, valid: Tensor 
     """
     if not 0 < threshold <= 1:
         raise ShapeError(f"threshold is {threshold}; it must be in (0, 1]")
-    p = logits.float().softmax(1)
-    unlikely = p.detach() < threshold
-    inside = valid_map(valid, p[:, 0])
-    if inside is not None:
-        unlikely &= inside.unsqueeze(1)
-    return -((1 - p + EPS).log() * unlikely).sum() / unlikely.sum().clamp_min(1)
+    inside = valid_map(valid, logits[:, 0])
+    with torch.autocast(logits.device.type, enabled=False):  # sums over many voxels do not fit into 16 bits
+        mask = None if inside is None else inside.flatten(1).unsqueeze(1)
+        total, pairs = _UnlikelySums.apply(logits.float().flatten(2), mask, threshold)  # type: ignore[no-untyped-call]
+        loss: Tensor = -total / pairs.clamp_min(1)
+    return loss
+
+
+class _UnlikelySums(torch.autograd.Function):
+    """``Σ log(1 - p + ε)`` over unlikely pairs of voxel and class, and their number, of logits [b, k, n]; gradient by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, inside: Tensor | None, threshold: float) -> tuple[Tensor, Tensor]:
+        probs = torch.empty_like(logits)
+        total, pairs = logits.new_zeros(()), logits.new_zeros(())
+        for block in voxel_blocks(logits):
+            p = torch.softmax(logits[block], 1, out=probs[block])
+            unlikely = p < threshold
+            if inside is not None:
+                unlikely &= inside[block]
+            total += (1 + EPS - p).log_().mul_(unlikely).sum()
+            pairs += unlikely.sum()
+        ctx.save_for_backward(probs, inside)
+        ctx.threshold = threshold
+        ctx.mark_non_differentiable(pairs)
+        return total, pairs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_total: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        probs, inside = ctx.saved_tensors
+        grad = torch.empty_like(probs)
+        for block in voxel_blocks(probs):
+            p = probs[block]
+            unlikely = p < ctx.threshold
+            if inside is not None:
+                unlikely &= inside[block]
+            of_p = (p / (p - (1 + EPS))).mul_(unlikely).mul_(to_total)  # p times the derivative with respect to p
+            torch.addcmul(of_p, p, of_p.sum(1, keepdim=True), value=-1, out=grad[block])
+        return grad, None, None

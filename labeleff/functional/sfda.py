@@ -7,10 +7,13 @@ float32. Voxels that are not ``valid`` (padding, labelled ones) take no part; wi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from labeleff.functional.losses import voxel_blocks
 
 EPS = 1e-10
 Ratio = Literal["max_normalised", "mean_softmax"]
@@ -28,13 +31,7 @@ def weighted_entropy(logits: Tensor, weights: Tensor | None = None, *, valid: Te
     Returns:
         Scalar; 0, with a gradient, where no voxel counts.
     """
-    probs = logits.float().softmax(1)
-    terms = probs * (probs + EPS).log()
-    if weights is not None:
-        terms = terms * weights.to(terms).view(1, -1, *[1] * (terms.ndim - 2))
-    if valid is not None:
-        terms, probs = terms * valid, probs * valid
-    return -terms.sum() / (probs.sum() + EPS)
+    return entropy_and_ratio(logits, weights, None, entropy_valid=valid)[0]
 
 
 def class_ratio(logits: Tensor, how: Ratio = "max_normalised", *, valid: Tensor | None = None) -> Tensor:
@@ -50,13 +47,95 @@ def class_ratio(logits: Tensor, how: Ratio = "max_normalised", *, valid: Tensor 
     Returns:
         [B, K]; rows sum to 1, and are all 0 where no voxel counts.
     """
-    probs = logits.float().softmax(1)
-    if how == "max_normalised":
-        probs = probs / (probs.amax(1, keepdim=True) + EPS)
-    if valid is not None:
-        probs = probs * valid
-    sums = probs.flatten(2).sum(2)
-    return sums / (sums.sum(1, keepdim=True) + EPS)
+    return entropy_and_ratio(logits, None, how, ratio_valid=valid)[1]
+
+
+def entropy_and_ratio(
+    logits: Tensor,
+    weights: Tensor | None,
+    how: Ratio | None,
+    *,
+    entropy_valid: Tensor | None = None,
+    ratio_valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return :func:`weighted_entropy` and :func:`class_ratio` from one pass over the logits.
+
+    Args:
+        logits: [B, K, *S].
+        weights: [K], ν of the entropy.
+        how: What shares are made of; None: they are not wanted, and the second result is of zeros.
+        entropy_valid: [B, 1, *S] bool, where the entropy is taken.
+        ratio_valid: [B, 1, *S] bool, where shares are taken.
+    """
+    with torch.autocast(logits.device.type, enabled=False):  # sums over many voxels do not fit into 16 bits
+        masks = [None if mask is None else mask.flatten(2) for mask in (entropy_valid, ratio_valid)]
+        nu = None if weights is None else weights.to(logits.device, torch.float32).view(1, -1, 1)
+        total, mass, sums = _Sums.apply(logits.float().flatten(2), nu, *masks, how)  # type: ignore[no-untyped-call]
+        return -total / (mass + EPS), sums / (sums.sum(1, keepdim=True) + EPS)
+
+
+class _Sums(torch.autograd.Function):
+    """The sums over voxels that both terms are made of, and their gradient by hand.
+
+    b batch, k class, n voxel, p softmax of logits [b, k, n]: it returns ``Σ_bkn ν_k m p log(p + ε)``, ``Σ_bn m`` and
+    ``Σ_n m' a`` [b, k], a being p or p / (max p + ε). On the CPU it goes block by block, as the losses on labels do.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, nu: Tensor | None, inside: Tensor | None, counted: Tensor | None, how: Ratio | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        probs = torch.empty_like(logits)
+        total, sums = logits.new_zeros(()), logits.new_zeros(logits.shape[:2])
+        for block in voxel_blocks(logits):
+            p = torch.softmax(logits[block], 1, out=probs[block])
+            terms = (p + EPS).log_().mul_(p)
+            if nu is not None:
+                terms.mul_(nu)
+            if inside is not None:
+                terms.mul_(inside[block])
+            total += terms.sum()
+            if how is not None:
+                a = p if how == "mean_softmax" else p / (p.amax(1, keepdim=True) + EPS)
+                sums[block[0]] += (a if counted is None else a * counted[block]).sum(2)
+        mass = logits.new_tensor(logits.shape[0] * logits.shape[2]) if inside is None else inside.sum().to(logits)
+        ctx.save_for_backward(probs, nu, inside, counted)
+        ctx.how = how
+        ctx.mark_non_differentiable(mass)
+        return total, mass, sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_total: Tensor, _: Tensor, to_sums: Tensor) -> tuple[Tensor, None, None, None, None]:
+        probs, nu, inside, counted = ctx.saved_tensors
+        grad = torch.empty_like(probs)
+        for block in voxel_blocks(probs):
+            p = probs[block]
+            of_p = (p + EPS).log_().add_(p / (p + EPS)).mul_(to_total)
+            if nu is not None:
+                of_p.mul_(nu)
+            if inside is not None:
+                of_p.mul_(inside[block])
+            if ctx.how is not None:
+                of_p.add_(
+                    _of_shares(p, to_sums[block[0]].unsqueeze(2), ctx.how, None if counted is None else counted[block])
+                )
+            of_p.mul_(p)
+            torch.addcmul(of_p, p, of_p.sum(1, keepdim=True), value=-1, out=grad[block])
+        return grad, None, None, None, None
+
+
+def _of_shares(p: Tensor, to_sums: Tensor, how: str, counted: Tensor | None) -> Tensor:
+    """Return the gradient of ``Σ c a`` with respect to p [b, k, n], c [b, k, 1]."""
+    if how == "mean_softmax":
+        found = to_sums.expand_as(p)
+        return found if counted is None else found * counted
+    best, winner = p.max(1, keepdim=True)
+    unit = best + EPS
+    found = to_sums / unit
+    lost = (to_sums * p).sum(1, keepdim=True) / (unit * unit)
+    found = found.scatter_add(1, winner, -lost)
+    return found if counted is None else found.mul_(counted)
 
 
 def class_ratio_kl(ratio: Tensor, prior: Tensor, *, direction: Direction = "pred_prior", eps: float = EPS) -> Tensor:

@@ -13,7 +13,7 @@ from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import RecipeError
 from labeleff.functional.losses import segmentation_loss
 from labeleff.functional.norms import OnBatchStatistics, batch_statistics, freeze_statistics, norm_affine
-from labeleff.functional.sfda import EPS, Direction, Ratio, class_ratio, class_ratio_kl, weighted_entropy
+from labeleff.functional.sfda import EPS, Direction, Ratio, class_ratio_kl, entropy_and_ratio
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy
 
@@ -149,12 +149,15 @@ class Sfda(Strategy):
             logits = backbone(share.image)
         known = share.label != IGNORE
         unknown = share.valid & ~known[:, None]
-        losses = {"entropy": self.entropy * weighted_entropy(logits, self._weights(prior), valid=unknown)}
+        how = self.ratio if self.kl and prior is not None else None
+        mean, ratio = entropy_and_ratio(
+            logits, self._weights(prior), how, entropy_valid=unknown, ratio_valid=share.valid
+        )
+        losses = {"entropy": self.entropy * mean}
         if self.labelled and bool(known.any()):
             losses["labelled"] = self.labelled * segmentation_loss(logits, share.label)
         notes: dict[str, Tensor] = {}
         if self.kl and prior is not None:
-            ratio = class_ratio(logits, self.ratio, valid=share.valid)
             if self.task.ndim == 3:
                 ratio = self._of_volumes(ratio, share.geometry.case)
             losses["ratio"] = self.kl * class_ratio_kl(ratio, prior, direction=self.direction, eps=self.eps)
