@@ -179,10 +179,7 @@ def test_killed_twenty_times(name, tmp_path, cache):
     recipe = longer(RECIPES[name], 8)
     run(load_recipe(recipe), tmp_path / "whole", cache=cache)
     generator = random.Random(name)
-    kinds = ["step", "write", "rename", "edge"] + (
-        ["revise"] if name in ("pseudo_labels", "label_correction", "queries") else []
-    )
-    kinds += ["ask", "charge"] if name == "queries" else []
+    kinds = ["step", "write", "rename", "edge"] + (["revise"] if name in ("pseudo_labels", "label_correction") else [])
     points = [f"{generator.choice(kinds)}:{generator.randint(1, 4)}" for _ in range(20)]
     assert killed_run(recipe, tmp_path / "killed", cache, points, tmp_path) == 20
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

@@ -108,7 +108,7 @@ class Query(Annotator):
         if self.per == "all":
             allowed = self._left(voxels, len(next(iter(shapes), ())), spent, progress)
             picks = self._bought(picks, asked, shares, allowed)
-        self._tell(picks, asked, spent, allowed)
+        self._tell(picks, asked, spent, allowed, over=progress.round >= self.rounds)
         for pick in sorted(picks, key=lambda pick: -pick.score):
             yield Question(pick.case, *pick.box, score=pick.score)
 
@@ -201,12 +201,15 @@ class Query(Annotator):
             )
         return self.radius * axes if len(self.radius) == 1 else self.radius
 
-    def _tell(self, picks: list[Pick], asked: Mapping[str, Sequence[Box]], spent: float, allowed: float) -> None:
+    def _tell(
+        self, picks: list[Pick], asked: Mapping[str, Sequence[Box]], spent: float, allowed: float, *, over: bool
+    ) -> None:
         cost = self._spent({c: [*boxes, *(p.box for p in picks if p.case == c)] for c, boxes in asked.items()})
         self._told = {"asked_regions": float(len(picks)), "asked": cost - self._spent(asked), "spent_before": spent}
         self.said = ""
         if not picks:
-            reason = "the budget is spent" if allowed < 1 else "no region is left that fits into it"
+            reason = "the budget is spent" if allowed < 1 else "no region is left that fits into the budget"
+            reason = f"all {self.rounds} rounds are over" if over else reason
             self.said = (
                 f"nothing was asked: {reason} ({spent:.0f} {'voxels' if self.unit == 'share' else self.unit} so far)"
             )
