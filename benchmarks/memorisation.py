@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import RESULTS, provenance, write
 from scipy import stats
 
@@ -27,6 +26,7 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.inference import segment
 from labeleff.prepared import HIDDEN, prepare
+from labeleff.process import set_up_process
 from labeleff.recipe import Recipe
 from labeleff.results import load_snapshot, snapshot_path
 from labeleff.rundir import RunDirectory
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=40)
     parser.add_argument("--draws", type=int, default=6)
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    set_up_process(1)
     benchmark = load_benchmark(given.benchmark)
     method = given.method or benchmark.baseline
     jobs = [job for job in expand(benchmark).jobs if job.method == method][: given.draws]

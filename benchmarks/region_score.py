@@ -23,6 +23,7 @@ from common import provenance, write
 from torch import Tensor
 
 from labeleff.functional.ripu import region_score, select_regions
+from labeleff.process import set_up_process
 
 ROUNDS, FEW, COARSE = 15, 3, 16
 MAPS = {
@@ -151,7 +152,7 @@ def selection(shape: tuple[int, ...], radius: tuple[int, ...], count: int) -> di
 
 def main() -> None:
     """Measure and write ``results/region_score.json``."""
-    torch.set_num_threads(1)
+    set_up_process(1)
     result: dict[str, Any] = {**provenance(), "scores": {}, "selections": {}}
     for part, function, cases in (("scores", scores, MAPS), ("selections", selection, SELECTIONS)):
         for name, options in cases.items():

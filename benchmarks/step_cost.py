@@ -28,6 +28,7 @@ from labeleff.batch import Batch
 from labeleff.data import augment
 from labeleff.learner import Learner, make_optimiser
 from labeleff.prepared import Prepared, prepare
+from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.bcp import Bcp
 
@@ -151,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory", type=int, help="only read this many cases and print the megabytes")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    set_up_process(1)
     if arguments.memory:
         print(read_cases(arguments.memory))
         return

@@ -27,6 +27,7 @@ from labeleff.data import augment
 from labeleff.functional.adele import correction_epoch
 from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared, prepare
+from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.adele import RESIZE, Adele
 
@@ -112,7 +113,7 @@ def fit_milliseconds() -> dict[str, float]:
 
 def main() -> None:
     """Measure and write ``results/step_cost_adele.json``."""
-    torch.set_num_threads(1)
+    set_up_process(1)
     result: dict[str, Any] = {**provenance(), "ratios": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in SHAPES.items():

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import provenance, write
 from step_cost import SHAPES
 
@@ -22,6 +21,7 @@ from labeleff.batch import Batch, Progress
 from labeleff.data import augment
 from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared, prepare
+from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.base import Strategy
 
@@ -92,7 +92,7 @@ def measure(data: Prepared) -> dict[str, float]:
 
 def main() -> None:
     """Measure and write ``results/step_cost_sfda.json``."""
-    torch.set_num_threads(1)
+    set_up_process(1)
     result: dict[str, Any] = {**provenance(), "ratios": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in SHAPES.items():

@@ -19,6 +19,7 @@ from labeleff import registry
 from labeleff.batch import derive_seed
 from labeleff.learner import Learner, make_optimiser
 from labeleff.prepared import Prepared, describe, device_of, prepare
+from labeleff.process import set_up_process
 from labeleff.recipe import Recipe, Stage
 from labeleff.runlog import console
 from labeleff.runner import resolve
@@ -47,7 +48,7 @@ def estimate(recipe: Recipe, *, cache: Path | None = None) -> dict[str, Any]:
         LabeleffError: The run could not start.
     """
     recipe = resolve(recipe)
-    torch.set_num_threads(recipe.trainer.threads)
+    set_up_process(recipe.trainer.threads)
     with tempfile.TemporaryDirectory(prefix="labeleff-check-") as folder:
         data = prepare(recipe, Path(folder), cache=cache)
         stages = [("baseline", i, s) for i, s in enumerate(recipe.baseline)]

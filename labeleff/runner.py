@@ -33,6 +33,7 @@ from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
 from labeleff.prepared import HIDDEN, Prepared, prepare
+from labeleff.process import set_up_process
 from labeleff.recipe import Component, Recipe, Stage
 from labeleff.report.curves import corrected_windows, draw_curves, draw_diagnostics, has_curves
 from labeleff.report.pictures import png_array
@@ -188,8 +189,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, directory: RunDirectory, cache: Path | None) -> None:
         self.recipe, self.directory = recipe, directory
-        torch.set_num_threads(recipe.trainer.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        set_up_process(recipe.trainer.threads)
         self.data: Prepared = prepare(recipe, directory.folder, cache=cache, write=not process_rank())
         self.log = RunLog(directory, recipe, write=not process_rank())
         self.backbone = self.data.backbone(derive_seed(recipe.seed, "init"))

@@ -15,6 +15,7 @@ LAYERS = {
         "rundir",
         "runlog",
         "signals",
+        "process",
         "prepared",
         "results",
         "asking",

@@ -16,6 +16,8 @@ DiceForm = Literal["squared", "linear"]
 SQUARED_EPS, LINEAR_EPS, REGION_EPS = 1e-10, 1e-5, 1e-16
 CPU_BLOCK, SMALLEST_BLOCK = 1 << 16, 512
 """Numbers in one map of a block of :class:`_RegionSums`, and the fewest voxels of a block."""
+FEW_KNOWN = 8
+"""Where fewer than one voxel in so many is known, :func:`segmentation_loss` gathers them on a CPU."""
 
 
 def one_hot(label: Tensor, num_classes: int) -> Tensor:
@@ -134,7 +136,13 @@ def segmentation_loss(
         dice: Form of the Dice loss, see :func:`region_losses`.
         ignore_index: Label that is left out.
     """
-    cross_entropy, overlap = region_losses(logits, label, (label != ignore_index).unsqueeze(1), dice=dice)
+    known = label != ignore_index
+    if dice == "squared" and logits.device.type == "cpu" and known.count_nonzero() * FEW_KNOWN < known.numel():
+        # pooled over the batch, so what is known may be gathered: a few clicks should not cost what whole images do
+        image, voxel = known.flatten(1).nonzero(as_tuple=True)
+        logits, label = logits.flatten(2)[image, :, voxel].t().unsqueeze(0), label.flatten(1)[image, voxel].unsqueeze(0)
+        known = known.new_ones(label.shape)
+    cross_entropy, overlap = region_losses(logits, label, known.unsqueeze(1), dice=dice)
     return (cross_entropy + overlap).sum() / 2
 
 

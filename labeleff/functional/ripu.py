@@ -11,11 +11,12 @@ and no cost that grows with the window. They carry no gradient; the losses do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -23,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
 from labeleff.functional.acquisition import Radius, box_count, box_mean, box_sum, half_widths, valid_map
-from labeleff.functional.losses import voxel_blocks
+from labeleff.functional.losses import CPU_BLOCK, voxel_blocks
 from labeleff.functional.regions import hard_labels
 
 Normalisation = Literal["classes", "log19"]
@@ -298,8 +299,10 @@ def local_consistency(
         raise ShapeError(f"labels {tuple(label.shape)} ({label.dtype}) do not belong to logits {tuple(logits.shape)}")
     chosen, inside = label != IGNORE, valid_map(valid, label)
     if where == "boundary":
-        numbers = label.long()
-        chosen = chosen & (box_sum(numbers, 1) != 3 ** (label.ndim - 1) * numbers)
+        numbers = around = label.int()
+        for axis in range(1, label.ndim):
+            around = _of_two_beside(around, axis)
+        chosen = chosen & (around != 3 ** (label.ndim - 1) * numbers)
     if inside is not None:
         chosen = chosen & inside
     with torch.autocast(logits.device.type, enabled=False):  # sums over many voxels do not fit into 16 bits
@@ -311,42 +314,66 @@ def local_consistency(
 class _NeighbourDistance(torch.autograd.Function):
     """``Σ_i m_i Σ_c |p_ic - (B p)_ic|`` of logits [B, K, *S], B the mean over 3^d neighbours; gradient by hand.
 
-    B goes axis by axis. No pooling: its gradient is not the same twice on a GPU.
+    B goes axis by axis. No pooling: its gradient is not the same twice on a GPU. The gradient is made along with the sum,
+    a few images at a time, while their maps are in the cache; backward only scales it.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, chosen: Tensor) -> Tensor:
-        probs = logits.softmax(1)
-        difference = probs
-        for axis in range(2, logits.ndim):
-            difference = _of_three(difference, axis)
-        difference = difference.mul_(-(3.0 ** (2 - logits.ndim))).add_(probs).mul_(chosen.unsqueeze(1))
-        ctx.save_for_backward(probs, difference)
-        return difference.abs().sum()
+        grad = torch.empty_like(logits)
+        total = logits.new_zeros(())
+        axes, mean = range(2, logits.ndim), 3.0 ** (2 - logits.ndim)
+        for images in _image_blocks(logits):
+            p = torch.softmax(logits[images], 1)
+            around = p
+            for axis in axes:
+                around = _of_three(around, axis)
+            difference = around.mul_(-mean).add_(p).mul_(chosen[images].unsqueeze(1).to(p.dtype))
+            total += difference.abs().sum()
+            sign = difference.sign_()
+            around = sign
+            for axis in axes:  # the transpose is the sum itself: a border voxel stands in for what lies beyond
+                around = _of_three(around, axis)
+            of_p = sign.add_(around, alpha=-mean).mul_(p)
+            torch.addcmul(of_p, p, of_p.sum(1, keepdim=True), value=-1, out=grad[images])
+        ctx.save_for_backward(grad)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_total: Tensor) -> tuple[Tensor, None]:
-        probs, difference = ctx.saved_tensors
-        sign = difference.sign()
-        spread = sign
-        for axis in range(2, probs.ndim):
-            spread = _of_three(
-                spread, axis
-            )  # the transpose is the sum itself: a border voxel stands in for what lies beyond
-        of_p = sign.add_(spread, alpha=-(3.0 ** (2 - probs.ndim))).mul_(to_total).mul_(probs)
-        return of_p.addcmul_(probs, of_p.sum(1, keepdim=True), value=-1), None
+        return ctx.saved_tensors[0] * to_total, None
+
+
+def _image_blocks(maps: Tensor) -> Iterator[slice]:
+    """Cut [B, K, *S] along the batch into pieces that fit into a core's cache; off the CPU: all at once."""
+    size = max(CPU_BLOCK // maps[0].numel(), 1) if maps.device.type == "cpu" and maps.numel() else max(len(maps), 1)
+    for start in range(0, len(maps), size):
+        yield slice(start, start + size)
 
 
 def _of_three(maps: Tensor, axis: int) -> Tensor:
     """Return the sum of every voxel and its two neighbours along an axis, those at the border standing in for what is beyond."""
     length = maps.shape[axis]
-    result = maps.clone()
-    result.narrow(axis, 0, 1).add_(maps.narrow(axis, 0, 1))
-    result.narrow(axis, length - 1, 1).add_(maps.narrow(axis, length - 1, 1))
-    if length > 1:
-        result.narrow(axis, 1, length - 1).add_(maps.narrow(axis, 0, length - 1))
-        result.narrow(axis, 0, length - 1).add_(maps.narrow(axis, 1, length - 1))
+    if length < 3:
+        last = maps.narrow(axis, length - 1, 1)
+        return 3 * maps if length == 1 else maps + maps.narrow(axis, 0, 1) + last
+    result = torch.empty_like(maps)
+    inner = result.narrow(axis, 1, length - 2)
+    torch.add(maps.narrow(axis, 0, length - 2), maps.narrow(axis, 1, length - 2), out=inner)
+    inner += maps.narrow(axis, 2, length - 2)
+    for border, beside in ((0, 1), (length - 1, length - 2)):
+        torch.add(
+            maps.narrow(axis, beside, 1), maps.narrow(axis, border, 1), alpha=2, out=result.narrow(axis, border, 1)
+        )
+    return result
+
+
+def _of_two_beside(maps: Tensor, axis: int) -> Tensor:
+    """Return the sum of every voxel and its two neighbours along an axis; beyond the border there is 0."""
+    result, rest = maps.clone(), maps.shape[axis] - 1
+    result.narrow(axis, 1, rest).add_(maps.narrow(axis, 0, rest))
+    result.narrow(axis, 0, rest).add_(maps.narrow(axis, 1, rest))
     return result
 
 
@@ -377,34 +404,39 @@ def negative_learning(logits: Tensor, threshold: float = 0.05, *, valid: Tensor 
 
 
 class _UnlikelySums(torch.autograd.Function):
-    """``Σ log(1 - p + ε)`` over unlikely pairs of voxel and class, and their number, of logits [b, k, n]; gradient by hand."""
+    """``Σ log(1 - p + ε)`` over unlikely pairs of voxel and class, and their number, of logits [b, k, n]; gradient by hand.
+
+    The gradient is made along with the sum, block by block; backward only scales it. Masks are numbers, which a CPU
+    multiplies four times as fast as it does booleans.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, inside: Tensor | None, threshold: float) -> tuple[Tensor, Tensor]:
-        probs = torch.empty_like(logits)
+        grad = torch.empty_like(logits)
         total, pairs = logits.new_zeros(()), logits.new_zeros(())
+        below = float(np.nextafter(np.float32(threshold), np.float32(0)))  # x > below is x >= threshold
         for block in voxel_blocks(logits):
-            p = torch.softmax(logits[block], 1, out=probs[block])
-            unlikely = p < threshold
-            if inside is not None:
-                unlikely &= inside[block]
-            total += (1 + EPS - p).log_().mul_(unlikely).sum()
-            pairs += unlikely.sum()
-        ctx.save_for_backward(probs, inside)
-        ctx.threshold = threshold
+            p = torch.softmax(logits[block], 1)
+            likely = F.threshold(p, below, 0.0)
+            unlikely = p - likely  # p, or 0
+            if inside is None:
+                known: Tensor | float = float(p.numel())
+            else:
+                within = inside[block].to(p.dtype)
+                unlikely *= within
+                likely *= within
+                known = within.sum() * p.shape[1]
+            left_out = p.numel() - known + likely.count_nonzero()
+            # those left out are log(1 + ε) each
+            total += (EPS - unlikely).log1p_().sum() - left_out * math.log1p(EPS)
+            pairs += p.numel() - left_out
+            of_p = unlikely.div_(unlikely - (1 + EPS))  # p times the derivative with respect to p
+            torch.addcmul(of_p, p, of_p.sum(1, keepdim=True), value=-1, out=grad[block])
+        ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(pairs)
         return total, pairs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_total: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        probs, inside = ctx.saved_tensors
-        grad = torch.empty_like(probs)
-        for block in voxel_blocks(probs):
-            p = probs[block]
-            unlikely = p < ctx.threshold
-            if inside is not None:
-                unlikely &= inside[block]
-            of_p = (p / (p - (1 + EPS))).mul_(unlikely).mul_(to_total)  # p times the derivative with respect to p
-            torch.addcmul(of_p, p, of_p.sum(1, keepdim=True), value=-1, out=grad[block])
-        return grad, None, None
+        return ctx.saved_tensors[0] * to_total, None, None

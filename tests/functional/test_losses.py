@@ -40,6 +40,28 @@ def test_unknown_voxels_do_not_count():
         )
 
 
+@pytest.mark.parametrize("shape", [(40, 30), (20, 12, 10)])
+def test_few_known_voxels_cost_what_all_cost_where_the_rest_is_cut_off(shape):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, *shape, requires_grad=True)
+    few = torch.randint(3, (2, *[4] * len(shape)))
+    label = torch.full((2, *shape), IGNORE)
+    box = (slice(None), *[slice(3, 7)] * len(shape))
+    label[box] = few
+    loss = segmentation_loss(logits, label)
+    (grad,) = torch.autograd.grad(loss, logits)
+    cut = logits.detach()[(slice(None), *box)].clone().requires_grad_()
+    p, y = cut.softmax(1), one_hot(few, 3)
+    axes = [0, *range(2, cut.ndim)]
+    dice = 2 * (p * y).sum(axes) / ((p**2).sum(axes) + y.sum(axes))
+    expected = (torch.nn.functional.cross_entropy(cut, few) + 1 - dice.mean()) / 2
+    (of_cut,) = torch.autograd.grad(expected, cut)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    torch.testing.assert_close(grad[(slice(None), *box)], of_cut, atol=1e-7, rtol=1e-5)
+    grad[(slice(None), *box)] = 0
+    assert not grad.any()
+
+
 def test_nothing_known_is_zero_with_a_gradient():
     logits = torch.randn(1, 2, 4, requires_grad=True)
     loss = segmentation_loss(logits, torch.full((1, 4), IGNORE))
