@@ -203,6 +203,7 @@ def suspects(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each network.")] = 300,
     folds: Annotated[int, typer.Option(min=2, help="Networks, each without one part of the patients.")] = 3,
     top: Annotated[int, typer.Option(min=0, help="Cases that are drawn.")] = 12,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in the folder and start over.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,
     plugin: PluginOption = None,
     debug: DebugOption = False,
@@ -217,7 +218,8 @@ def suspects(
         _load_plugins(plugin)
         from labeleff.suspects import suspects as rank_suspects
 
-        rank_suspects(data, folder or Path("runs") / "suspects", steps=steps, folds=folds, top=top, cache=cache)
+        place = folder or Path("runs") / "suspects"
+        rank_suspects(data, place, steps=steps, folds=folds, top=top, fresh=fresh, cache=cache)
 
 
 RunArgument = Annotated[Path, typer.Argument(help="The run directory.")]

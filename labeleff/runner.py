@@ -27,6 +27,7 @@ from labeleff.data.rounds import Asked, Rounds
 from labeleff.diagnostics import NoiseDiagnostics
 from labeleff.edits import Edit, Reviewed
 from labeleff.errors import RecipeError, RunError, Waiting
+from labeleff.evaluation.averaging import Averaged
 from labeleff.evaluation.evaluate import Viewer
 from labeleff.evaluation.inference import has_dropout, segment
 from labeleff.files import write_atomically
@@ -235,6 +236,11 @@ class Run:
         annotator: Annotator | None = None
         if stage.annotator is not None:
             annotator = registry.build("annotator", stage.annotator.name, **stage.annotator.options)
+            last = self.data.task.ndim - 1
+            if beyond := [axis for axis in (*annotator.flips, *annotator.kept) if not 0 <= axis <= last]:
+                raise RecipeError(
+                    f"stages.{index}.annotator: no axis {beyond[0]}; this network has the axes 0 to {last}"
+                )
         if state is None:
             self.backbone = self.data.start(self.backbone, stage, derive_seed(self.recipe.seed, "init"))
         flags = [(p, p.requires_grad) for p in self.backbone.parameters()]
@@ -524,7 +530,7 @@ class Run:
         torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))
         network = next(iter(strategy.predictors(self.backbone).values()))
         seen = (
-            self._reviewed_out_of_fold(index, strategy)
+            self._reviewed_out_of_fold(index, strategy, annotator)
             if stage.folds
             else self._reviewed(network, annotator, index, strategy, step)
         )
@@ -566,7 +572,9 @@ class Run:
         author = self._author(index)
         edits = self.rounds.edits(changes.number) if isinstance(changes, Asked) else changes
         revision = self.data.annotations.apply(edits, step=step, stage=index, author=author)
-        self.log.say(f"stage {index}, step {step}: {author} made revision {revision} of the labels")
+        edited = any(change["revision"] == revision for change in self.data.annotations.history())
+        did = f"made revision {revision} of the labels" if edited else "left all labels as they are"
+        self.log.say(f"stage {index}, step {step}: {author} {did}")
         if annotator.said:
             self.log.say(f"stage {index}, step {step}: {author}: {annotator.said}")
         noted = changes.noted if isinstance(changes, Asked) else annotator.describe(self._progress(index, step))
@@ -613,6 +621,7 @@ class Run:
         earlier: dict[str, list[Any]] = {}
         for region in (r for n in self.rounds.numbers() for r in self.rounds.get(n).regions):
             earlier.setdefault(region.case, []).append((region.origin, region.size))
+        network = self._averaged(network, annotator)
         for case in self.data.cases_of(annotator.role):
             if case in bound:  # what a stage does not bind it cannot read
                 seeds = [
@@ -622,7 +631,20 @@ class Run:
                 truth = self.data.hidden_label(case) if annotator.oracle else None
                 yield found._replace(asked=tuple(earlier.get(case, ())), truth=truth)
 
-    def _reviewed_out_of_fold(self, last: int, strategy: Strategy) -> Iterator[Reviewed]:
+    def _averaged(self, network: nn.Module, annotator: Annotator) -> nn.Module:
+        """Return the network, or what averages its predictions as the annotator wants them."""
+        if annotator.scales == (1.0,) and not annotator.flips:
+            return network
+        return Averaged(
+            network,
+            self.data.task,
+            scales=annotator.scales,
+            flips=annotator.flips,
+            kept=annotator.kept,
+            combine=annotator.combine,
+        )
+
+    def _reviewed_out_of_fold(self, last: int, strategy: Strategy, annotator: Annotator) -> Iterator[Reviewed]:
         """Predict every labelled case by the network that was trained without its patient."""
         current = snapshot_path(self.directory, last, self.recipe.stages[last].steps)  # kept a moment ago
         first = last - self.recipe.stages[last].folds + 1
@@ -632,7 +654,7 @@ class Run:
                 best = best_of(self.history, index) if stage.take == "val_best" else None
                 step = stage.steps if best is None else best["step"]
                 load_snapshot(snapshot_path(self.directory, index, step), self.backbone, strategy)
-                network = next(iter(strategy.predictors(self.backbone).values()))
+                network = self._averaged(next(iter(strategy.predictors(self.backbone).values())), annotator)
                 viewer = self.data.viewer(network)
                 for case in self.data.held_out(stage):
                     yield self._review(viewer, network, case)

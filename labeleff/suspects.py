@@ -57,6 +57,7 @@ def suspects(
     steps: int = 300,
     folds: int = 3,
     top: int = 12,
+    fresh: bool = False,
     cache: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train, rank and write ``suspects.csv``, ``index.html`` and ``pictures/``; goes on where an earlier call stopped.
@@ -66,7 +67,8 @@ def suspects(
         folder: Where to; the run lies in ``run`` below it.
         steps: Optimiser steps of each network.
         folds: Networks, each without one part of the patients.
-        top: Cases that are drawn.
+        top: Cases that are drawn; pictures of an earlier ranking are removed.
+        fresh: Remove the run of an earlier call rather than go on with it.
         cache: Where prepared images are kept.
 
     Returns:
@@ -79,7 +81,7 @@ def suspects(
     """
     recipe = recipe_for(data, steps=steps, folds=folds)
     place = folder / "run"
-    run(recipe, place, cache=cache)
+    run(recipe, place, fresh=fresh, cache=cache)
     recipe = resolve(recipe)
     prepared = prepare(recipe, place, cache=cache)
     rows = ranked(measured(prepared, place))
@@ -205,6 +207,8 @@ def _draw(prepared: Prepared, place: Path, folder: Path, rows: Sequence[Mapping[
     """Draw the given label beside what the network that never saw it says."""
     wanted, drawn = {row["case"]: row for row in rows}, {}
     directory = RunDirectory(place)
+    for earlier in (folder / "pictures").glob("*.png"):
+        earlier.unlink()
     for index, stage in enumerate(prepared.recipe.stages):
         own = [case for case in prepared.held_out(stage) if case in wanted]
         strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)

@@ -431,6 +431,43 @@ def _check_unknown_region(subject: Subject, batch: dict[str, Batch], plain: Mapp
         assert differs, "IGNORE is taken for background"
 
 
+def check_soft_labels(subject: Subject) -> None:
+    """Shares of one-hot labels are those labels; other shares matter where the strategy says that it learns from them."""
+    run = ShortRun(subject)
+    batch, claims = run.subject.batches(run.strategy, 0), run.strategy.soft_labels
+    streams = run.strategy.streams().items()
+    labelled = {name: batch[name] for name, stream in streams if stream.role != "unlabelled" and name in batch}
+    if not subject.task.exclusive or not labelled:
+        assert not claims, "soft_labels is True, but no stream of exclusive classes is labelled"
+        return
+    plain = run.forward(0, batch).losses
+
+    def told(keep: float) -> Mapping[str, Tensor]:
+        shares = {name: _shares_of(share.label, subject.task.num_classes, keep) for name, share in labelled.items()}
+        softened = {name: share._replace(soft=shares[name]) for name, share in labelled.items()}
+        return ShortRun(subject).forward(0, batch | softened).losses
+
+    sure, unsure = told(1.0), told(0.6)
+    if claims:
+        for key, loss in plain.items():
+            near = torch.allclose(loss, sure[key], rtol=1e-4, atol=1e-6)
+            assert near, f"loss {key!r} differs between labels and the same labels as shares of 1"
+    changes = any(not torch.equal(plain[key], unsure[key]) for key in plain)
+    assert changes == claims, (
+        "soft_labels is True, but soft labels change nothing"
+        if claims
+        else "soft labels matter, but soft_labels is False"
+    )
+
+
+def _shares_of(label: Tensor, classes: int, keep: float) -> Tensor:
+    """Return [B, K, *S]: a share of each voxel for its label, the rest for the next class; 0 where nobody has said."""
+    known = (label != IGNORE).unsqueeze(1)
+    own = torch.where(label != IGNORE, label, 0)
+    first, second = (torch.nn.functional.one_hot(c, classes).movedim(-1, 1) for c in (own, (own + 1) % classes))
+    return (keep * first + (1 - keep) * second) * known
+
+
 def check_mixed_precision(subject: Subject) -> None:
     """Losses are float32 and finite under bfloat16 autocast."""
     run = ShortRun(subject)
@@ -446,7 +483,7 @@ def checks() -> list[Callable[[Subject], None]]:
     return [
         check_finite_losses, check_nothing_known, check_gradient, check_batch_left_alone, check_own_storage,
         check_submodules_matter, check_options_matter, check_resume, check_same_seed, check_streams, check_frozen,
-        check_predictors, check_ignore, check_mixed_precision,
+        check_predictors, check_ignore, check_soft_labels, check_mixed_precision,
     ]  # fmt: skip
 
 

@@ -152,7 +152,27 @@ class PredictsProbabilitiesOfOneClass(Sound):
         return {"head": Head()}
 
 
+class SaysSoft(Sound):
+    soft_labels = True
+
+
+class SoftUnsaid(Sound):
+    def step(self, backbone, batch, progress):
+        share = batch["labelled"]
+        output = super().step(backbone, batch, progress)
+        if share.soft is None:
+            return output
+        return StepOutput({k: loss + share.soft[:, 0].mean() for k, loss in output.losses.items()})
+
+
+class SoftIsAnotherLoss(SoftUnsaid):
+    soft_labels = True
+
+
 PLANTED = [
+    (SaysSoft, testing.check_soft_labels, "soft labels change nothing"),
+    (SoftUnsaid, testing.check_soft_labels, "soft labels matter, but soft_labels is False"),
+    (SoftIsAnotherLoss, testing.check_soft_labels, "differs between labels and the same labels as shares of 1"),
     (TeacherIsStudent, testing.check_own_storage, "not a copy"),
     (TeacherUnused, testing.check_submodules_matter, "nothing depends on strategy.teacher"),
     (OptionIgnored, testing.check_options_matter, "option 'weight' changes nothing"),

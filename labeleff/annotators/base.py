@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -17,6 +17,18 @@ class Annotator(nn.Module, ABC):
 
     samples: int = 1
     """Predictions wanted per case; more than one: with dropout left on (Monte Carlo dropout)."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes, relative to the window, that predictions are averaged over: a pass each."""
+
+    flips: tuple[int, ...] = ()
+    """Axes of the network that predictions are averaged over, mirrored and not: each doubles the passes."""
+
+    kept: tuple[int, ...] = ()
+    """Axes of the network that ``scales`` leaves alone."""
+
+    combine: Literal["probs", "logits"] = "probs"
+    """What is averaged."""
 
     taps: tuple[str, ...] = ()
     """Features wanted beside the predictions."""

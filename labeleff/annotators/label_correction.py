@@ -33,9 +33,10 @@ class LabelCorrection(Annotator):
     all processes.
 
     Parity with the authors' code, SegTHOR: ``against=current, start=reference, points=2, least=0, repeat=segthor`` with
-    ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none, points=2, least=0``. Differs
-    from the authors: predictions are those of the whole case in eval mode by the run's sliding window, not those of
-    training (SegTHOR) or over several scales (VOC).
+    ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none, points=2, least=0,
+    scales=[0.75, 1, 1.5], combine=logits``, from their tenth epoch on with ``flips=[1]`` and a conditional random field,
+    which is left out. Differs from the authors' SegTHOR: predictions are those of the whole case in eval mode by the run's
+    sliding window, not those of training.
 
     Args:
         rule: Which of the authors' rules, see ``correct_labels``.
@@ -61,6 +62,10 @@ class LabelCorrection(Annotator):
         source: What is corrected: the ``current`` labels, so that corrections add up, or those ``given``, anew each time: a
             network that slowly fits the errors then takes its corrections back. Voxels nobody gave keep their current
             label either way.
+        scales: Sizes, relative to the window, that the prediction is averaged over: a pass each.
+        flips: Axes of the network that it is averaged over, mirrored and not: each doubles the passes.
+        kept: Axes of the network that ``scales`` leaves alone, such as that across thick slices.
+        combine: Mean of the ``probs``, or of the ``logits``.
     """
 
     role: ClassVar[str] = "labelled"
@@ -91,6 +96,10 @@ class LabelCorrection(Annotator):
         repeat: Literal["latch", "present", "segthor"] = "latch",
         every: int = 10,
         source: Literal["given", "current"] = "current",
+        scales: tuple[float, ...] = (1.0,),
+        flips: tuple[int, ...] = (),
+        kept: tuple[int, ...] = (),
+        combine: Literal["probs", "logits"] = "probs",
     ) -> None:
         super().__init__()
         if not 0 <= threshold <= 1 or not 0 <= background_threshold <= 1 or not 0 < r < 1:
@@ -99,6 +108,11 @@ class LabelCorrection(Annotator):
             raise ValueError("least is an IoU in [0, 1]")
         if windows < 2 or points < 2:
             raise ValueError("windows and points must be at least 2: a curve has two points")
+        if not scales or min(scales) <= 0 or len(set(scales)) != len(scales):
+            raise ValueError(f"scales are {list(scales)}; they must be positive and differ")
+        if len(set(flips)) != len(flips) or min((*flips, *kept), default=0) < 0:
+            raise ValueError("flips and kept are axes, numbered from 0, each named once")
+        self.scales, self.flips, self.kept, self.combine = tuple(scales), tuple(flips), tuple(kept), combine
         self.rule: dict[str, Any] = {
             "rule": rule,
             "threshold": threshold,

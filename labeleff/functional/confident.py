@@ -21,8 +21,9 @@ class LabelIssues:
 
     With t_k the mean p_k over voxels labelled k, n counts the voxels whose most probable class j is not the label and has
     p_j >= t_j. Of all voxels, the n with the lowest probability of their label are taken, except those whose label is the
-    most probable class. Exact, although no probabilities are kept but those of labels below one half: above it, the label
-    is the most probable class. Voxels of IGNORE count for nothing.
+    most probable class. Where several voxels share the n-th lowest probability all of them are taken; cleanlab takes as
+    many as make n, and leaves it to its sort which. Otherwise exact, although no probabilities are kept but those of
+    labels below one half: above it, the label is the most probable class. Voxels of IGNORE count for nothing.
 
     Args:
         classes: K.
