@@ -17,6 +17,7 @@ TITLES = {
     "acdc": "ACDC, real scans at 128 x 128, 2-D network",
     "noise_phantom": "Wrong labels (Dice 0.8, mostly too large), generated patients, 2-D, no augmentation",
     "noise_phantom_3d": "Wrong labels (Dice 0.8, mostly too large), generated volumes, no augmentation",
+    "adaptation_phantom": "From one generated site to another without its labels, 2-D, batch norm",
     "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network, no augmentation",
 }
 

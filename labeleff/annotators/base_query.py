@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -104,10 +105,11 @@ class Query(Annotator):
             scored = self.scores(case, progress)
             shares = [share for share, _ in scored]
             offers = self._offers(case, scored, left)
-            picks += offers if self.per == "all" else self._bought(offers, asked, shares, left)
+            lent = partial(_lent, progress, case.case)
+            picks += offers if self.per == "all" else self._bought(offers, asked, shares, left, lent)
         if self.per == "all":
             allowed = self._left(voxels, len(next(iter(shapes), ())), spent, progress)
-            picks = self._bought(picks, asked, shares, allowed)
+            picks = self._bought(picks, asked, shares, allowed, partial(_lent, progress, ""))
         self._tell(picks, asked, spent, allowed, over=progress.round >= self.rounds)
         for pick in sorted(picks, key=lambda pick: -pick.score):
             yield Question(pick.case, *pick.box, score=pick.score)
@@ -133,22 +135,37 @@ class Query(Annotator):
         return picks
 
     def _bought(
-        self, offers: list[Pick], asked: Mapping[str, Sequence[Box]], shares: list[float], left: float
+        self,
+        offers: list[Pick],
+        asked: Mapping[str, Sequence[Box]],
+        shares: list[float],
+        left: float,
+        lent: Callable[[], float],
     ) -> list[Pick]:
-        """Return the offers that are within the budget: stratum by stratum, the best first."""
+        """Return the offers that are within the budget: stratum by stratum, the best first.
+
+        Where a stratum's share is not a whole number of regions it is rounded down or up at random, right on average
+        (systematic sampling): the first stratum may spend up to one region that the last one then lacks. Of 0.66 of one
+        region, rounding down would never leave any.
+        """
         taken: dict[str, list[Box]] = {case: list(boxes) for case, boxes in asked.items()}
-        bought, purse = [], 0.0
+        region = max([self._price(pick.box[1]) for pick in offers], default=1.0)
+        whole = math.floor(left / region + 1e-9) * region if len(shares) > 1 else left
+        bought, spent = [], 0.0
+        purse = lent() * region if len(shares) > 1 else 0.0
         for stratum, share in enumerate(shares):
-            purse += share * left
+            purse += share * whole
+            if stratum == len(shares) - 1:
+                purse = left - spent
             own = [pick for pick in offers if pick.stratum == stratum]
             for pick in sorted(own, key=lambda pick: -pick.score):  # stable: cases and picks in order
                 price = self._extra(pick, taken[pick.case])
                 # boxes of one stratum are apart already, and so are all from those of earlier rounds
                 met = len(shares) > 1 and any(_overlap(pick.box, box) for box in taken[pick.case])
-                if price <= purse + 1e-9 and not met:
+                if price <= min(purse, left - spent) + 1e-9 and not met:
                     bought.append(pick)
                     taken[pick.case].append(pick.box)
-                    purse -= price
+                    purse, spent = purse - price, spent + price
         return bought
 
     # -- money ------------------------------------------------------------------------------------------------------------
@@ -208,7 +225,11 @@ class Query(Annotator):
         self._told = {"asked_regions": float(len(picks)), "asked": cost - self._spent(asked), "spent_before": spent}
         self.said = ""
         if not picks:
-            reason = "the budget is spent" if allowed < 1 else "no region is left that fits into the budget"
+            reason = (
+                "the budget is spent" if allowed < 1 else "no region is left that fits into the budget of this round"
+            )
+            if not spent and allowed >= 1:
+                reason += "; take a smaller radius, fewer rounds, a larger budget or per: all"
             reason = f"all {self.rounds} rounds are over" if over else reason
             self.said = (
                 f"nothing was asked: {reason} ({spent:.0f} {'voxels' if self.unit == 'share' else self.unit} so far)"
@@ -219,6 +240,11 @@ def draws(progress: Progress, case: str, purpose: str) -> torch.Generator:
     """Return a generator that is a function of (seed, stage, step, case, purpose) alone."""
     key = derive_seed(progress.seed, "query", progress.stage, progress.step, case, purpose)
     return torch.Generator().manual_seed(key)
+
+
+def _lent(progress: Progress, case: str) -> float:
+    """Return the share of a region that a case's first stratum is lent, in [0, 1)."""
+    return float(torch.rand((), generator=draws(progress, case, "strata")))
 
 
 def _box(centre: Sequence[int], radius: Sequence[int], shape: Sequence[int]) -> Box:

@@ -42,12 +42,13 @@ class RandomForeground(Query):
         self.foreground = foreground
 
     def scores(self, case: Reviewed, progress: Progress) -> list[tuple[float, Tensor]]:
-        """Return noise on each class, then noise anywhere."""
+        """Return noise on each class, then other noise anywhere: places that a class was drawn at would be gone from it."""
         seen = self.seen(case)
         noise = torch.rand(seen.shape, generator=draws(progress, case.case, "places"))
+        anywhere = torch.rand(seen.shape, generator=draws(progress, case.case, "anywhere"))
         classes = range(1, case.probs.shape[1])
         strata = [(self.foreground / len(classes), torch.where(seen == k, noise, NEVER)) for k in classes]
-        return [*strata, (1 - self.foreground, noise)]
+        return [*strata, (1 - self.foreground, anywhere)]
 
     def seen(self, case: Reviewed) -> Tensor:
         """Return the class of every voxel [*S]."""

@@ -168,6 +168,29 @@ def test_foreground_shares():
     assert [int(own.truth[q.origin]) for q in oracle].count(1) >= 9
 
 
+@pytest.mark.parametrize(("budget", "each"), [(1, 1), (4, 4)])
+def test_shares_of_few_regions_are_right_on_average(budget, each):
+    """Of one region per image and round, two thirds still go to the foreground: rounding down would leave it none."""
+    shape, count = (24, 24), 300
+    probs = torch.zeros(1, 3, *shape)
+    probs[:, 0] = 1
+    probs[:, :, 2:6] = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1)
+    probs[:, :, 16:20] = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1)
+    many = [case(f"c{n}", shape)._replace(probs=probs) for n in range(count)]
+    questions, _ = ask("random_foreground", many, unit="regions", budget=budget, rounds=1, radius=[0])
+    assert len(questions) == each * count
+    found = np.bincount([int(probs[0].argmax(0)[q.origin]) for q in questions], minlength=3) / len(questions)
+    by_chance = 0.34 * 4 / 24  # the rest is drawn anywhere, on a class of four rows of 24 too
+    expected = np.array([1 - 2 * (0.33 + by_chance), 0.33 + by_chance, 0.33 + by_chance])
+    np.testing.assert_allclose(found, expected, atol=4 * math.sqrt(0.25 / len(questions)))
+
+
+def test_a_round_that_cannot_pay_one_region_says_so():
+    questions, annotator = ask("random", [case()], unit="voxels", budget=40, rounds=5, radius=[1])
+    assert not questions
+    assert "take a smaller radius" in annotator.said
+
+
 def test_bald_looks_where_samples_differ():
     probs = torch.full((4, 2, 20, 20), 0.5)
     probs[::2, 0, 5:8, 5:8] = probs[1::2, 1, 5:8, 5:8] = 1.0
