@@ -45,8 +45,9 @@ def compared(name: str, result: dict[str, Any]) -> list[str]:
     """Return the answer and the table of a sweep."""
     tables, benchmark = result["tables"], result["benchmark"]
     steps = {row["steps"] for row in tables["cost"]}
+    terms = f"on equal terms but for {' and '.join(benchmark['allow'])}" if benchmark.get("allow") else "on equal terms"
     lines = [
-        f"**{TITLES[name]}**, {'/'.join(map(str, sorted(steps)))} steps, {len(benchmark['draws'])} draws, on equal terms",
+        f"**{TITLES[name]}**, {'/'.join(map(str, sorted(steps)))} steps, {len(benchmark['draws'])} draws, {terms}",
         "",
     ]
     lines += [f"> {' '.join(sentences)}\n" for sentences in result["answers"].values()]
