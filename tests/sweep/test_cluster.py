@@ -52,6 +52,7 @@ def cluster(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     place = tempfile.mkdtemp(prefix="ray-")  # sockets need short paths
+    Path("/tmp/ray").mkdir(exist_ok=True)  # ray notes an address there whatever temp_dir is
     small = {"object_store_memory": 80 * 2**20}
     nodes = Nodes()
     nodes.add_node(num_cpus=0, include_dashboard=False, temp_dir=place, **small)
