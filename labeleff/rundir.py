@@ -43,6 +43,25 @@ CHECKPOINT_FORMAT = 2
 KEPT_CHECKPOINTS = 2
 
 
+NOT_TAKEN_OVER = ("recipe.yaml", "environment.json", "priors.json", ".lock")
+"""What a run has of its own where it starts from another one's stages."""
+
+
+def checkpoint_file(folder: Path, stage: int, step: int) -> Path:
+    """Return where the checkpoint of a step is kept."""
+    return folder / "checkpoints" / f"stage-{stage:02d}-step-{step:08d}.ckpt"
+
+
+def has_begun(folder: Path) -> bool:
+    """Return whether a run directory holds a checkpoint to go on from."""
+    return any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def ended(folder: Path, recipe: Recipe) -> bool:
+    """Return whether a run directory holds the checkpoint of the last step of a recipe."""
+    return checkpoint_file(folder, len(recipe.stages) - 1, recipe.stages[-1].steps).exists()
+
+
 class RunDirectory:
     """A folder that one run owns.
 
@@ -111,7 +130,7 @@ class RunDirectory:
         buffer = io.BytesIO()
         torch.save({"format": CHECKPOINT_FORMAT, **state}, buffer)
         content = buffer.getvalue()
-        path = self.checkpoints / f"stage-{state['stage']:02d}-step-{state['step']:08d}.ckpt"
+        path = checkpoint_file(self.folder, state["stage"], state["step"])
         write_atomically(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
         write_atomically(path, content)
         for old in self._checkpoint_files()[:-KEPT_CHECKPOINTS]:
@@ -143,6 +162,21 @@ class RunDirectory:
 
     def _checkpoint_files(self) -> list[Path]:
         return sorted(self.checkpoints.glob("stage-*-step-*.ckpt"))
+
+    def take_over(self, start: Path) -> None:
+        """Copy what a run of this one's first stages left, as if they had been trained here; nothing once this run has begun.
+
+        Checkpoints come last: whoever is killed before has not begun, and starts again.
+        """
+        if has_begun(self.folder):
+            return
+        for path in sorted(start.iterdir(), key=lambda path: path.name == self.checkpoints.name):
+            if path.name in NOT_TAKEN_OVER:
+                continue
+            if path.is_dir():
+                shutil.copytree(path, self.folder / path.name, dirs_exist_ok=True)
+            else:
+                write_atomically(self.folder / path.name, path.read_bytes())
 
     def cut_metrics(self, stage: int, step: int) -> None:
         """Drop lines of metrics.jsonl after a step, and a torn last line."""

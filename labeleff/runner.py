@@ -48,7 +48,13 @@ PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def run(
-    recipe: Recipe, folder: Path, *, fresh: bool = False, extend: bool = False, cache: Path | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    extend: bool = False,
+    cache: Path | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and write a run directory; go on where an earlier process stopped.
 
@@ -58,6 +64,8 @@ def run(
         fresh: Remove what an earlier run wrote and start over. The log of test-label openings stays.
         extend: Accept a recipe whose last stage has become longer, and record that.
         cache: Where prepared images are kept; default: ``labeleff/prepared`` in the user's cache folder.
+        start: Directory that :func:`train` left for the first stages of this very recipe: a run that has not begun takes them
+            over instead of training them. (Of a recipe without folds of its evaluation and without a baseline.)
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -74,7 +82,7 @@ def run(
         ]
         return pool_folds(recipe, folder, parts)
     if not recipe.baseline:
-        return _run_one(recipe, folder, fresh=fresh, extend=extend, cache=cache)
+        return _run_one(recipe, folder, fresh=fresh, extend=extend, cache=cache, start=start)
     main = replace(recipe, baseline=())
     results = {
         "baseline": _run_one(
@@ -89,7 +97,26 @@ def run(
     return compare(recipe, folder, results)
 
 
-def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: Path | None) -> dict[str, Any]:
+def train(recipe: Recipe, folder: Path, *, cache: Path | None = None, start: Path | None = None) -> None:
+    """Run the stages of a recipe and evaluate nothing: runs that begin with these stages can take them over.
+
+    Args:
+        recipe: Its stages are the first ones of longer recipes.
+        folder: Its directory. An earlier attempt is resumed.
+        cache: Where prepared images are kept.
+        start: Directory of this recipe's own first stages, as in :func:`run`.
+    """
+    directory = RunDirectory(Path(folder))
+    with directory.locked(), stopping_at_once():
+        directory.claim(pinned(recipe))
+        if start is not None:
+            directory.take_over(start)
+        Run(resolve(recipe), directory, cache).train()
+
+
+def _run_one(
+    recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: Path | None, start: Path | None = None
+) -> dict[str, Any]:
     given, recipe = pinned(recipe), resolve(recipe)
     directory = RunDirectory(folder)
     if process_rank():  # other processes of a data-parallel run only read
@@ -102,6 +129,8 @@ def _run_one(recipe: Recipe, folder: Path, *, fresh: bool, extend: bool, cache: 
             console().print(f"{folder}: this run is complete; --fresh starts over")
             show(recipe.name, finished)
             return finished
+        if start is not None:
+            directory.take_over(start)
         return Run(recipe, directory, cache).execute()
 
 
@@ -205,6 +234,14 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """Run the stages that are left, evaluate, and return the summary."""
+        strategy = self.train()
+        if process_rank():
+            return {}
+        results = Results(self.recipe, self.directory, self.data, self.log)
+        return results.finish(self.backbone, strategy, self.history, self.seconds, self.images)
+
+    def train(self) -> Strategy:
+        """Run the stages that are left, and return the strategy of the last one."""
         state, notes = self.directory.load_checkpoint()
         for note in notes:
             console().print(note)
@@ -213,7 +250,8 @@ class Run:
             console().print(f"resuming {self.recipe.name} at stage {state['stage']}, step {state['step']}")
             first = state["stage"]
             self.history, self.revision, self.seconds = state["history"], state["revision"], state["seconds"]
-            self.images = state["images"]
+            taken = state["images"]  # of fewer stages, where a run of the first ones was taken over
+            self.images = [*taken, *self.images[len(taken) :]]
             self.data.annotations.discard_after(self.revision)
             self.log.rewind(state["stage"], state["step"])
         else:
@@ -222,10 +260,7 @@ class Run:
         for index in range(first, len(self.recipe.stages)):
             strategy, optimiser = self._stage(index, strategy, optimiser, state if index == first else None)
         assert strategy is not None  # noqa: S101  a recipe has at least one stage
-        if process_rank():
-            return {}
-        results = Results(self.recipe, self.directory, self.data, self.log)
-        return results.finish(self.backbone, strategy, self.history, self.seconds, self.images)
+        return strategy
 
     def _stage(
         self, index: int, previous: Strategy | None, moments: Any, state: Mapping[str, Any] | None

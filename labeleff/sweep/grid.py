@@ -61,11 +61,11 @@ def result_key(recipe: Recipe) -> str:
     Values that are the defaults do not enter, so that a new option leaves the keys of earlier results as they are. (A changed
     default comes with a new version, which does enter.)
     """
-    text = json.dumps([__version__, _told(_plain_ways(recipe))], sort_keys=True)
+    text = json.dumps([__version__, told(plain_ways(recipe))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _plain_ways(recipe: Recipe) -> Recipe:
+def plain_ways(recipe: Recipe) -> Recipe:
     """Return the recipe with the usual values in place of all that leaves its result as it is."""
     usual, found = Trainer(), recipe.trainer
     trainer = replace(found, workers=usual.workers, checkpoint_every=usual.checkpoint_every, log_every=usual.log_every)
@@ -76,20 +76,20 @@ def _plain_ways(recipe: Recipe) -> Recipe:
     return replace(recipe, name="", trainer=trainer, evaluation=evaluation)
 
 
-def _told(value: Any, kind: str = "") -> Any:
+def told(value: Any, kind: str = "") -> Any:
     """Return plain values of which those that are the defaults are left out."""
     if isinstance(value, Component):
         known = registry.options(registry.get(kind, value.name))  # type: ignore[arg-type]  # the field is called as its kind
-        told = {k: v for k, v in value.options.items() if known[k].required or v != known[k].default}
-        return [value.name, {k: _told(v, kind) for k, v in told.items()}]  # a component within is of the same kind
+        own = {k: v for k, v in value.options.items() if known[k].required or v != known[k].default}
+        return [value.name, {k: told(v, kind) for k, v in own.items()}]  # a component within is of the same kind
     if is_dataclass(value):
         usual = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
         own = {f.name: getattr(value, f.name) for f in fields(value)}
-        return {key: _told(item, key) for key, item in own.items() if item != usual[key]}
+        return {key: told(item, key) for key, item in own.items() if item != usual[key]}
     if isinstance(value, Mapping):
-        return {key: _told(item, kind) for key, item in value.items()}
+        return {key: told(item, kind) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_told(item) for item in value]
+        return [told(item) for item in value]
     return value
 
 

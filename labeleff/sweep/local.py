@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Any
+from typing import Any, ClassVar
 
 from labeleff.sweep.worker import Outcome, Task, process
 
@@ -38,6 +38,7 @@ class Local:
 
     workers: int
     gpus: tuple[str, ...] = ()
+    shared: ClassVar[bool] = True
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Yield outcomes as runs end. Leaving early asks the runs in progress to write a checkpoint, and waits for them."""

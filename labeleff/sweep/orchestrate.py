@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -19,19 +20,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from labeleff import __version__
 from labeleff.errors import Interrupted, RunError
 from labeleff.files import write_json
+from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
-from labeleff.rundir import environment
+from labeleff.rundir import environment, has_begun
 from labeleff.runlog import console
 from labeleff.sweep.benchmark import Benchmark, DataChoice
 from labeleff.sweep.collect import plan_file, plan_of, run_folder, unfinished
 from labeleff.sweep.grid import Grid, Job, expand, method_recipe
 from labeleff.sweep.local import Local
+from labeleff.sweep.starts import Start, in_order, shared_starts
 from labeleff.sweep.tuning import tune
 from labeleff.sweep.worker import Outcome, Task
 
 
 class Engine(Protocol):
     """What runs tasks somewhere."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether every run can read the folders of the others."""
+        ...
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Yield an outcome for every task, as runs end."""
@@ -119,40 +127,72 @@ def _execute(
             missing.append(job)
     done = len(jobs) - len(missing)
     console().print(f"{folder}: {len(jobs)} runs, {done} there already, {len(missing)} to do")
-    tasks = [
-        Task(
-            job.name,
-            to_mapping(job.recipe),
-            run_folder(folder, job.name).resolve(),
-            (folder / "logs" / f"{job.name}.log").resolve(),
-            cache,
-            tuple(path.resolve() for path in plugins),
-        )
-        for job in missing
-    ]
+    task = partial(_task, folder=folder, cache=cache, plugins=plugins)
+    starts = shared_starts([job for job in missing if not has_begun(run_folder(folder, job.name))], folder)
     failed: list[Outcome] = []
-    with _progress(len(jobs), done) as advance, contextlib.closing(engine.run(tasks)) as outcomes:  # type: ignore[type-var]
-        for number, outcome in enumerate(outcomes, done + 1):
-            how = f"failed: {outcome.error}" if outcome.error else f"{outcome.seconds:.0f} s"
-            advance(f"[{number}/{len(jobs)}] {outcome.name}: {how}")
+    with _progress(len(jobs), done) as advance:
+        for group in in_order(starts) if engine.shared else ():
+            tasks = [task(start.recipe, start.folder(folder), start.after, evaluated=False) for start in group]
+            tasks = [one for start, one in zip(group, tasks, strict=True) if not start.ended(folder)]
+            for outcome in _outcomes(engine, tasks):
+                advance(f"{outcome.name}, first stages of several runs: {_end(outcome)}", 0)
+        tasks = [
+            task(job.recipe, run_folder(folder, job.name), starts.get(job.name) if engine.shared else None)
+            for job in missing
+        ]
+        for number, outcome in enumerate(_outcomes(engine, tasks), done + 1):
+            advance(f"[{number}/{len(jobs)}] {outcome.name}: {_end(outcome)}", 1)
             if outcome.error:
                 failed.append(outcome)
     return failed
 
 
+def _task(
+    recipe: Recipe,
+    place: Path,
+    start: Start | None,
+    *,
+    folder: Path,
+    cache: Path | None,
+    plugins: Sequence[Path],
+    evaluated: bool = True,
+) -> Task:
+    """Return what a worker needs to know. First stages that could not be trained are not waited for."""
+    return Task(
+        recipe.name,
+        to_mapping(recipe),
+        place.resolve(),
+        (folder / "logs" / f"{recipe.name}.log").resolve(),
+        cache,
+        tuple(path.resolve() for path in plugins),
+        start.folder(folder).resolve() if start is not None and start.ended(folder) else None,
+        evaluated,
+    )
+
+
+def _outcomes(engine: Engine, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    """Yield outcomes as runs end; an engine that is left early ends its runs in order."""
+    with contextlib.closing(engine.run(tasks)) as outcomes:  # type: ignore[type-var]
+        yield from outcomes
+
+
+def _end(outcome: Outcome) -> str:
+    return f"failed: {outcome.error}" if outcome.error else f"{outcome.seconds:.0f} s"
+
+
 @contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[str], None]]:
+def _progress(total: int, done: int) -> Iterator[Callable[[str, int], None]]:
     """Show a bar where somebody looks, and a line per run."""
     if not console().is_terminal:
-        yield console().print
+        yield lambda line, runs: console().print(line)  # noqa: ARG005
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console()) as bar:
         task = bar.add_task("runs", total=total, completed=done)
 
-        def advance(line: str) -> None:
+        def advance(line: str, runs: int) -> None:
             bar.console.print(line)
-            bar.advance(task)
+            bar.advance(task, runs)
 
         yield advance
 

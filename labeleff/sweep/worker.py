@@ -35,6 +35,8 @@ class Task:
         log: File that gets what it prints.
         cache: Where prepared images are kept.
         plugins: Python files to load first.
+        start: Run directory of its first stages, to be taken over; None: it trains them itself.
+        evaluated: False for stages that are only trained, for other runs to take over.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Task:
     log: Path
     cache: Path | None = None
     plugins: tuple[Path, ...] = ()
+    start: Path | None = None
+    evaluated: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,11 @@ def execute(task: Task) -> Outcome:
     try:
         from labeleff.plugins import load_plugins
         from labeleff.recipe_io import load_recipe
-        from labeleff.runner import run
+        from labeleff.runner import run, train
 
         load_plugins(task.plugins)
         wait_for_lock(task.folder)
-        run(load_recipe(task.recipe), task.folder, cache=task.cache)
+        (run if task.evaluated else train)(load_recipe(task.recipe), task.folder, cache=task.cache, start=task.start)
     except Interrupted as stop:
         error, stopped = str(stop), True
     except LabeleffError as problem:

@@ -28,7 +28,7 @@ class Watched:
     """An engine that remembers what it was given."""
 
     def __init__(self, engine):
-        self.engine, self.tasks = engine, []
+        self.engine, self.tasks, self.shared = engine, [], engine.shared
 
     def run(self, tasks):
         self.tasks += tasks
