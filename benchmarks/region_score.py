@@ -29,6 +29,8 @@ ROUNDS, FEW, COARSE = 15, 3, 16
 MAPS = {
     "2-D": {"shape": (1, 19, 512, 1024), "small": (1, 1), "large": (16, 16)},
     "3-D": {"shape": (1, 4, 64, 160, 160), "small": (1, 1, 1), "large": (2, 8, 8)},
+    # a dense window of 33 x 33 x 33 is feasible in a small volume only
+    "3-D, radius 16 on all axes": {"shape": (1, 2, 48, 64, 64), "small": (1, 1, 1), "large": (16, 16, 16)},
 }
 SELECTIONS = {
     "2-D 257": {"shape": (1, 19, 512, 1024), "radius": (1, 1), "count": 257},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from scipy import stats
 
 from labeleff.checking import estimate
 from labeleff.evaluation.statistics import FEWEST_DRAWS, FEWEST_FOR_INTERVAL, Spread, detectable_difference
+from labeleff.rundir import has_begun
 from labeleff.runlog import console
 from labeleff.sweep.benchmark import Benchmark
 from labeleff.sweep.collect import run_folder, unfinished
 from labeleff.sweep.grid import Grid, Job, expand
+from labeleff.sweep.starts import shared_starts
 from labeleff.sweep.tuning import trial_jobs
 
 TYPICAL: Mapping[str, float] = {"draw": 8.39e-5, "patient": 6.83e-4, "draw:patient": 8.20e-4}
@@ -37,15 +39,15 @@ def plan(benchmark: Benchmark, folder: Path, *, workers: int, cache: Path | None
     jobs = list(grid.jobs)
     if benchmark.tuning is not None:
         jobs += [job for own in trial_jobs(benchmark, benchmark.tuning).values() for _, job in own]
-    seconds: dict[tuple[str, str], float] = {}
-    patients = 0
+    costs: dict[tuple[str, str], dict[str, Any]] = {}
     for job in jobs:
-        if (job.dataset, job.method) not in seconds:
-            found = estimate(job.recipe, cache=cache)
-            seconds[job.dataset, job.method] = found["total_seconds"]
-            patients = max(patients, found["test_patients"] * max(1, job.recipe.evaluation.folds))
+        if (job.dataset, job.method) not in costs:
+            costs[job.dataset, job.method] = estimate(job.recipe, cache=cache)
+    seconds = {place: found["total_seconds"] for place, found in costs.items()}
+    folds = max(max(1, job.recipe.evaluation.folds) for job in jobs)
+    patients = folds * max(found["test_patients"] for found in costs.values())
     missing = [job for job in jobs if unfinished(_place(folder, job))]
-    total = sum(seconds[job.dataset, job.method] for job in missing)
+    total = sum(seconds[job.dataset, job.method] for job in missing) - _saved(missing, costs, folder)
     result = {
         "runs": len(jobs),
         "missing": len(missing),
@@ -58,9 +60,31 @@ def plan(benchmark: Benchmark, folder: Path, *, workers: int, cache: Path | None
     return result
 
 
+def _saved(missing: Sequence[Job], costs: Mapping[tuple[str, str], Mapping[str, Any]], folder: Path) -> float:
+    """Return the seconds that are saved since first stages in common are trained once."""
+    saved = 0.0
+    for base in (folder, folder / "tuning"):
+        waiting = [job for job in missing if _base(folder, job) == base and not has_begun(run_folder(base, job.name))]
+        trained: dict[str, float] = {}
+        starts = shared_starts(waiting, base)
+        for job in waiting:
+            found, start = costs[job.dataset, job.method], starts.get(job.name)
+            stages = [one * found["steps"][name] for name, one in found["seconds_per_step"].items()]
+            saved += sum(stages[: len(start.recipe.stages)]) if start is not None else 0.0
+            while start is not None:
+                before = len(start.after.recipe.stages) if start.after is not None else 0
+                trained[start.key] = sum(stages[before : len(start.recipe.stages)])
+                start = start.after
+        saved -= sum(trained.values())
+    return saved
+
+
+def _base(folder: Path, job: Job) -> Path:
+    return folder / "tuning" if job.recipe.data.evaluate_on == "development" else folder
+
+
 def _place(folder: Path, job: Job) -> Path:
-    base = folder / "tuning" if job.recipe.data.evaluate_on == "development" else folder
-    return run_folder(base, job.name)
+    return run_folder(_base(folder, job), job.name)
 
 
 def power(draws: int, seeds: int, patients: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from labeleff.evaluation.statistics import spread
 from labeleff.report.analysis import PRIMARY
@@ -24,6 +25,34 @@ def test_the_plan_counts_and_estimates_and_runs_nothing(tmp_path, cache, capsys)
     said = capsys.readouterr().out
     assert "16 of 16 runs to do" in said
     assert "smallest difference" in said
+
+
+def test_first_stages_in_common_are_counted_once(tmp_path, monkeypatch):
+    """Two draws of three methods, two of which begin alike, at 10 s, 20 s and 40 s a step, and a second for evaluation."""
+    from labeleff.sweep import plan as module
+
+    def estimate(recipe, cache=None):
+        names = [f"stages.{i} {stage.strategy.name}" for i, stage in enumerate(recipe.stages)]
+        one = {"supervised": 10.0, "mean_teacher": 20.0, "adele": 40.0}
+        seconds = {name: one[name.split()[1]] for name in names}
+        steps = {name: stage.steps for name, stage in zip(names, recipe.stages, strict=True)}
+        total = sum(seconds[name] * steps[name] for name in names) + 1
+        return {"seconds_per_step": seconds, "steps": steps, "total_seconds": total, "test_patients": 3}
+
+    monkeypatch.setattr(module, "estimate", estimate)
+    first = {"strategy": "supervised", "steps": 4, "batch": 4}
+    stages = {
+        "one": [first],
+        "two": [first, {"strategy": "mean_teacher", "steps": 3, "batch": 4}],
+        "three": [first, {"strategy": "adele", "steps": 2, "batch": 4}],
+    }
+    (tmp_path / "methods").mkdir()
+    for name, own in stages.items():
+        (tmp_path / "methods" / f"{name}.yaml").write_text(yaml.safe_dump({"stages": own}))
+    changes = {"methods": list(stages), "baseline": "one", "steps": None, "allow": ["steps"], "set": []}
+    found = plan(small_benchmark(tmp_path, **changes), tmp_path / "out", workers=1)
+    assert found["seconds_per_run"] == {"one": 41, "two": 101, "three": 121}
+    assert found["hours"] * 3600 == pytest.approx(2 * (41 + 101 + 121 - 40))
 
 
 def test_few_draws_get_no_promise_of_a_test():
