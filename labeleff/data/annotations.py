@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -315,14 +314,12 @@ class AnnotationStore:
         return self._write(f"{case}.{revision:06d}.b2nd", label)
 
     def _write(self, name: str, label: NDArray[np.uint8]) -> dict[str, str]:
-        temporary = self.folder / "labels" / f".{name}.{os.getpid()}.tmp.b2nd"
-        temporary.unlink(missing_ok=True)
         chunks = tuple(min(n, CHUNK) for n in label.shape)
-        blosc2.asarray(np.ascontiguousarray(label), urlpath=str(temporary), chunks=chunks, cparams={"nthreads": 1})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.sha256(file.read()).hexdigest()
-        temporary.replace(self.folder / "labels" / name)
+        array = blosc2.asarray(np.ascontiguousarray(label), chunks=chunks, cparams={"nthreads": 1})
+        # in one piece: blosc2 itself opens and cuts a file dozens of times, which waits for the disk of other runs
+        content = array.to_cframe()
+        write_atomically(self.folder / "labels" / name, content)
+        digest = hashlib.sha256(content).hexdigest()
         return {"file": name, "sha256": digest}
 
     def _publish(self, revision: int, record: dict[str, Any]) -> None:
