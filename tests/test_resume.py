@@ -59,7 +59,7 @@ RECIPES = {
                 "batch": 4,
                 "augment": AUGMENT,
                 "annotator": {"name": "label_correction", "windows": 5, "start": "none", "points": 2, "r": 0.01}
-                | {"threshold": 0.3, "least": 0.0},
+                | {"threshold": 0.3, "agreement": 0.0, "least": 0.0},
                 "revise_every": 3,
             }
         ],

@@ -32,15 +32,17 @@ class LabelCorrection(Annotator):
     out of its curve. The curves are judged when labels are revised (``revise_every``), window by window, by the counts of
     all processes.
 
-    Parity with the authors' code, SegTHOR: ``against=current, start=reference, points=2, least=0, repeat=segthor`` with
-    ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, start=none, points=2, least=0,
-    scales=[0.75, 1, 1.5], combine=logits``, from their tenth epoch on with ``flips=[1]`` and a conditional random field,
-    which is left out. Differs from the authors' SegTHOR: predictions are those of the whole case in eval mode by the run's
-    sliding window, not those of training.
+    Parity with the authors' code, SegTHOR: ``threshold=0.7, agreement=0, against=current, start=reference, points=2, least=0,
+    repeat=segthor`` with ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, agreement=0, start=none,
+    points=2, least=0, scales=[0.75, 1, 1.5], combine=logits``, from their tenth epoch on with ``flips=[1]`` and a conditional
+    random field, which is left out. Differs from the authors' SegTHOR: predictions are those of the whole case in eval mode
+    by the run's sliding window, not those of training.
 
     Args:
         rule: Which of the authors' rules, see ``correct_labels``.
         threshold: Probability that must be exceeded.
+        agreement: Share of a class's voxels in an image that the prediction must give to it too, or the class is left alone
+            there: a network that has not found an object has nothing to say about its border. 0: no such rule.
         background_threshold: ``segthor``: that of background; 0: the same.
         class_constraint: Write a class only where the label of the case has it.
         slice_axis: Axis of volumes whose slices are images for themselves in the rule; -1: the case is one image.
@@ -80,7 +82,8 @@ class LabelCorrection(Annotator):
         self,
         *,
         rule: CorrectionRule = "segthor",
-        threshold: float = 0.7,
+        threshold: float = 0.9,
+        agreement: float = 0.5,
         background_threshold: float = 0.0,
         class_constraint: bool = True,
         slice_axis: int = -1,
@@ -102,8 +105,8 @@ class LabelCorrection(Annotator):
         combine: Literal["probs", "logits"] = "probs",
     ) -> None:
         super().__init__()
-        if not 0 <= threshold <= 1 or not 0 <= background_threshold <= 1 or not 0 < r < 1:
-            raise ValueError("threshold and background_threshold must lie in [0, 1], r in (0, 1)")
+        if not all(0 <= value <= 1 for value in (threshold, agreement, background_threshold)) or not 0 < r < 1:
+            raise ValueError("threshold, agreement and background_threshold must lie in [0, 1], r in (0, 1)")
         if not 0 <= least <= 1:
             raise ValueError("least is an IoU in [0, 1]")
         if windows < 2 or points < 2:
@@ -116,6 +119,7 @@ class LabelCorrection(Annotator):
         self.rule: dict[str, Any] = {
             "rule": rule,
             "threshold": threshold,
+            "agreement": agreement,
             "background_threshold": background_threshold or None,
             "class_constraint": class_constraint,
             "mode": mode,

@@ -151,6 +151,7 @@ def correct_labels(
     logic255: bool = False,
     mode: Literal["single", "both"] = "single",
     veto: bool = True,
+    agreement: float = 0.0,
 ) -> Tensor:
     """Return label maps in which confident predictions of some classes have replaced what they contradict.
 
@@ -177,6 +178,9 @@ def correct_labels(
         mode: ``voc``: ``both`` asks that y is in S too, ``single`` does not.
         veto: ``voc``: leave an image as it was if its labels other than 0 (IGNORE counts) would shrink below half and
             more than 95 % of it would be background.
+        agreement: Where fewer than this share of an image's voxels of a class are predicted as it, the network has not found
+            what is labelled there, and that class is neither overwritten nor written in that image. 0, as in both of the
+            authors' code bases: corrections may take an object away whole.
 
     Returns:
         [B, *S], of the label's type.
@@ -199,7 +203,7 @@ def correct_labels(
         write = ((probs[:, 1:].amax(1) > threshold) | (probs[:, 0] > lowest)) & table[y] & table[k]
         if class_constraint:
             write &= (k == 0) | occurs.gather(1, k)
-        new = torch.where(write, k, y)
+        new = torch.where(write & _found(y, k, count, agreement), k, y)
         if logic255:
             new = torch.where((y != 0) & (k == 0), IGNORE, new)
     else:
@@ -210,10 +214,21 @@ def correct_labels(
             write &= table[y]
         if class_constraint:
             write &= empty[:, None] | occurs.gather(1, k)
-        new = torch.where(write, k, y)
+        new = torch.where(write & _found(y, k, count, agreement), k, y)
         if veto:
             due = due & ~_vetoed(y, new)
     return torch.where(due[:, None], new, y).to(label.dtype).view(label.shape)
+
+
+def _found(y: Tensor, k: Tensor, count: int, agreement: float) -> Tensor:
+    """Return [B, n] for labels and predictions [B, n]: both are classes of which the image's prediction found enough."""
+    if not agreement:
+        return torch.ones_like(y, dtype=torch.bool)
+    found = torch.ones(len(y), max(count, IGNORE) + 1, dtype=torch.bool, device=y.device)
+    for c in range(1, count):
+        labelled = y == c
+        found[:, c] = (labelled & (k == c)).sum(1) >= agreement * labelled.sum(1)
+    return found.gather(1, y) & found.gather(1, k)
 
 
 def _vetoed(old: Tensor, new: Tensor) -> Tensor:

@@ -218,6 +218,10 @@ def due_for(classes, **options):
     return annotator
 
 
+LOOSE = {"threshold": 0.7, "agreement": 0.1}
+"""Random predictions are never sure of all they say, nor right more often than once in three times."""
+
+
 def example(shape=(9, 8), seed=0):
     generator = np.random.default_rng(seed)
     given = generator.integers(0, 3, shape).astype(np.uint8)
@@ -232,10 +236,10 @@ def test_corrections_go_through_the_store_with_their_confidence(tmp_path, classe
     lacking = np.where(given == 1, 0, given).astype(np.uint8)
     store = AnnotationStore.create(tmp_path, {"a": (9, 8), "b": (9, 8)}, [("a", given), ("b", lacking)])
     cases = [Reviewed(n, probs, store.read(n, revision=0), store.read_given(n), (1.0, 1.0)) for n in "ab"]
-    edits = revised(due_for(classes), 2, cases)
+    edits = revised(due_for(classes, **LOOSE), 2, cases)
     store.apply(edits, step=2, stage=0, author="label_correction")
     for case in cases:
-        expected = correct_labels(torch.from_numpy(case.given)[None], probs, classes, threshold=0.7)[0].numpy()
+        expected = correct_labels(torch.from_numpy(case.given)[None], probs, classes, **LOOSE)[0].numpy()
         assert np.array_equal(store.read(case.case, revision=1), expected)
         changed = case.given != expected
         found = {k: v for e in store.history() if e["case"] == case.case for k, v in e["voxels"].items()}
@@ -260,11 +264,11 @@ def test_what_is_corrected(source):
     current[0] = 2  # said by a pseudo-label: nobody gave it
     case = Reviewed("a", probs, current, given, (1.0, 1.0))
     label = current.copy()
-    for edit in revised(due_for((1, 2), source=source), 2, [case]):
+    for edit in revised(due_for((1, 2), source=source, **LOOSE), 2, [case]):
         box = tuple(slice(o, o + n) for o, n in zip(edit.origin, edit.label.shape, strict=True))
         label[box][edit.mask] = edit.label[edit.mask]
     base = np.where(given == IGNORE, current, given) if source == "given" else current
-    assert np.array_equal(label, correct_labels(torch.from_numpy(base)[None], probs, (1, 2), threshold=0.7)[0].numpy())
+    assert np.array_equal(label, correct_labels(torch.from_numpy(base)[None], probs, (1, 2), **LOOSE)[0].numpy())
 
 
 @pytest.mark.parametrize("axis", [0, 2])
@@ -273,12 +277,12 @@ def test_slices_as_images(axis):
     given[(slice(None),) * axis + (1,)] = 0  # a slice without foreground
     case = Reviewed("a", probs, given, given, (1.0,) * 3)
     label = given.copy()
-    for edit in revised(due_for((1, 2), slice_axis=axis), 2, [case]):
+    for edit in revised(due_for((1, 2), slice_axis=axis, **LOOSE), 2, [case]):
         box = tuple(slice(o, o + n) for o, n in zip(edit.origin, edit.label.shape, strict=True))
         label[box][edit.mask] = edit.label[edit.mask]
     for number in range(given.shape[axis]):
         cut = np.take(given, number, axis), probs[0].numpy().take(number, axis + 1)
-        expected = correct_labels(*(torch.from_numpy(a)[None] for a in cut), (1, 2), threshold=0.7)[0].numpy()
+        expected = correct_labels(*(torch.from_numpy(a)[None] for a in cut), (1, 2), **LOOSE)[0].numpy()
         assert np.array_equal(np.take(label, number, axis), expected)
 
 
@@ -297,7 +301,7 @@ def test_what_is_refused():
     assert LabelCorrection.role == "labelled"
     with pytest.raises(RecipeError, match="does not hand them back: use adele"):
         LabelCorrection().observe(batch_of(np.zeros((1, 2, 2), np.int64)), {}, Progress(0, 1))
-    for options in ({"threshold": 1.2}, {"r": 1.0}, {"windows": 1}, {"points": 1}):
+    for options in ({"threshold": 1.2}, {"agreement": -0.1}, {"r": 1.0}, {"windows": 1}, {"points": 1}):
         with pytest.raises(RecipeError, match="annotator 'label_correction'"):
             build("annotator", "label_correction", **options)
 
@@ -357,4 +361,5 @@ def test_corrected_labels_are_closer_to_the_clean_ones():
         box = tuple(slice(o, o + n) for o, n in zip(edit.origin, edit.label.shape, strict=True))
         corrected[int(edit.case)][box][edit.mask] = edit.label[edit.mask]
     assert int(annotator.since[1]) > 0
-    assert (corrected != clean).sum() < 0.5 * (noisy != clean).sum()
+    assert (corrected != clean).sum() < 0.6 * (noisy != clean).sum()
+    assert ((corrected != clean) & (noisy == clean)).sum() < 0.02 * (clean == 1).sum()
