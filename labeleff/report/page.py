@@ -19,7 +19,8 @@ from labeleff.evaluation.statistics import FEWEST_DRAWS, FEWEST_FOR_INTERVAL
 from labeleff.evaluation.tables import METRICS
 from labeleff.files import write_atomically
 from labeleff.report import figures, label_figures
-from labeleff.report.analysis import PRIMARY, TABLES, Analysis, Row, variant
+from labeleff.report.analysis import TABLES, Analysis
+from labeleff.report.cells import PRIMARY, Row, variant
 from labeleff.report.figures import Style
 from labeleff.report.words import number
 from labeleff.sweep.collect import Record

@@ -16,7 +16,8 @@ from scipy import stats
 from labeleff.errors import RunError
 from labeleff.evaluation.forecasting import Forecast, NoGround
 from labeleff.evaluation.tables import read_cases_csv
-from labeleff.report.analysis import PRIMARY, Analysis, aligned, make_cells
+from labeleff.report.analysis import Analysis
+from labeleff.report.cells import PRIMARY, aligned, make_cells
 from labeleff.report.words import between, number
 from labeleff.runlog import console
 from labeleff.sweep.collect import Collected, patient_scores, unfinished
