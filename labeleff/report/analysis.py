@@ -16,7 +16,7 @@ import numpy as np
 from labeleff.evaluation import statistics
 from labeleff.evaluation.tables import METRICS
 from labeleff.files import write_json
-from labeleff.report import labels
+from labeleff.report import budgets, labels
 from labeleff.report.cells import (
     LOWER_IS_BETTER,
     PRIMARY,
@@ -67,6 +67,15 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "dataset", "method", "labelled", "labels", "from", "to", "runs", "voxels", "share", "confidence", "first_step",
         "last_step",
     ),
+    "rounds": (
+        "dataset", "method", "labelled", "labels", "round", "regions", "voxels", "slices", "seconds", "foreground",
+        "boundary", "dice", "low", "high", "draws", "patients",
+    ),
+    "budget_areas": (
+        "dataset", "method", "baseline", "labelled", "labels", "amounts", "area", "area_low", "area_high", "difference",
+        "low", "high", "p", "p_holm", "draws", "patients", "verdict", "area_steps", "steps_low", "steps_high", "regions",
+        "voxels", "slices", "seconds", "foreground", "boundary",
+    ),
     "published": ("method", "labelled", "dice", "source", "selection"),
     "left_out": ("run", "reason"),
     "openings": ("labels", "times", "so_far"),
@@ -104,6 +113,9 @@ def analyse(found: Collected) -> Analysis:
         tables["areas"] += list(_area_rows(own, found.baseline))
         tables["ranks"] += list(_rank_rows(own))
         tables["cases"] += list(_case_rows(own, found.baseline))
+        asking = budgets.asking(own)
+        tables["rounds"] += [row for one in asking for row in budgets.round_rows(one)]
+        tables["budget_areas"] += budgets.area_rows(asking, found.baseline)
         for cell in own:
             head = {"dataset": cell.dataset, "method": cell.method, "labelled": cell.labelled, "labels": cell.labels}
             records = [record for run in cell.runs.values() for record in run]

@@ -30,6 +30,7 @@ PICTURE_CHARACTERS = 1_600_000
 PICTURE_WIDTHS = (720, 560, 440, 320)
 TITLES = {
     "learning_curve": "Mean Dice against labelled patients",
+    "budget": "Mean Dice against voxels labelled on request",
     "cases": "Dice of every test patient, each method against the baseline",
     "cost": "Difference in mean Dice to the baseline against seconds and images per run",
     "ranks": "How often each method takes each rank",
@@ -49,6 +50,8 @@ DIGITS = {
     "spurious": 1,
 }
 """Decimals of a metric or column on the page; 3 for the others, none for whole numbers."""
+COUNTED = {"regions": 1, "voxels": 1, "slices": 1}
+"""Decimals of means of whole numbers, none where the mean is whole, too."""
 
 Indexed = tuple[int, Row]
 """A row with its place in its table."""
@@ -177,8 +180,8 @@ def rounded(value: Any, what: str, *, signed: bool = False) -> str:
         what: Its metric or column, which says how many decimals are shown.
         signed: Write a plus, too.
     """
-    whole = isinstance(value, int)
-    return number(value, 0 if whole else DIGITS.get(what, 3), signed=signed)
+    whole = isinstance(value, int) or (what in COUNTED and value is not None and value.is_integer())
+    return number(value, 0 if whole else (DIGITS | COUNTED).get(what, 3), signed=signed)
 
 
 def p_value(value: float | None) -> str:
@@ -256,7 +259,17 @@ def _main(
 def _drawings(analysis: Analysis, dataset: str, files: str, looks: Mapping[str, Style]) -> dict[str, Drawing]:
     own = {
         name: [row for row in analysis.tables[name] if row["dataset"] == dataset]
-        for name in ("curves", "differences", "cost", "cases", "ranks", "training_iou", "diagnostics")
+        for name in (
+            "curves",
+            "differences",
+            "rounds",
+            "budget_areas",
+            "cost",
+            "cases",
+            "ranks",
+            "training_iou",
+            "diagnostics",
+        )
     }
     main = {
         name: [row for row in own[name] if (row["class"], row["metric"]) == PRIMARY]
@@ -269,6 +282,7 @@ def _drawings(analysis: Analysis, dataset: str, files: str, looks: Mapping[str, 
     with figures.drawing(files):
         made = {
             "learning_curve": figures.learning_curve(main["curves"], published, looks),
+            "budget": figures.budget_curves(own["rounds"], own["budget_areas"], main["curves"], looks),
             "cases": figures.per_case(own["cases"], labels, baseline, looks),
             "cost": figures.cost_and_gain(own["cost"], main["differences"], baseline, looks),
             "ranks": figures.ranks(own["ranks"], looks),
