@@ -129,7 +129,7 @@ def budget_curves(
     if not rounds:
         return None
     budgets = {row["labelled"]: row["labels"] for row in sorted(rounds, key=lambda row: int(row["labels"]))}
-    figure = Figure(figsize=(WIDTH, 3.3 * len(budgets) + 0.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.7 * len(budgets) + 0.3), layout="constrained")
     panels = figure.subplots(len(budgets), 1, squeeze=False)[:, 0]
     handles: dict[str, Line2D] = {}
     for axes, (budget, labels) in zip(panels, budgets.items(), strict=True):
@@ -138,10 +138,10 @@ def budget_curves(
             # of several evaluations without a question between them the last
             own = {row["voxels"]: row for row in rounds if (row["labelled"], row["method"]) == (budget, method)}
             if method in with_curve:
-                _band(axes, list(own.values()), look)
+                _band(axes, list(own.values()), look, strength=min(0.12, 0.4 / len(with_curve)))
                 handles[method] = _handle(look, method)
             elif own:
-                _points(axes, [max(own)], [own[max(own)]], "dice", look, look.marker)
+                _points(axes, [max(own)], [own[max(own)]], "dice", look, look.marker, size=8.5)
                 handles[method] = _handle(look, method, line=False)
             for row in curves:
                 if (row["labelled"], row["method"]) == (budget, method) and not own:
@@ -157,14 +157,14 @@ def budget_curves(
     return figure
 
 
-def _band(axes: Axes, rows: Sequence[Row], look: Style) -> None:
+def _band(axes: Axes, rows: Sequence[Row], look: Style, *, strength: float) -> None:
     """Draw a budget curve and its intervals."""
     xs = [row["voxels"] for row in rows]
     axes.plot(xs, [row["dice"] for row in rows], color=look.colour, ls=look.dash, lw=1.6, zorder=3)
     axes.plot(xs, [row["dice"] for row in rows], marker=look.marker, ms=4.5, ls="", zorder=3, **look.marks)
     if all(row["low"] is not None for row in rows):
         lows, highs = [row["low"] for row in rows], [row["high"] for row in rows]
-        axes.fill_between(xs, lows, highs, color=look.colour, alpha=0.1, lw=0, zorder=1)
+        axes.fill_between(xs, lows, highs, color=look.colour, alpha=strength, lw=0, zorder=1)
 
 
 def _line(axes: Axes, rows: Sequence[Row], xs: Sequence[float], look: Style) -> None:
@@ -172,9 +172,11 @@ def _line(axes: Axes, rows: Sequence[Row], xs: Sequence[float], look: Style) -> 
     _points(axes, xs, rows, "mean", look, look.marker)
 
 
-def _points(axes: Axes, xs: Sequence[float], rows: Sequence[Row], what: str, look: Style, marker: str) -> None:
+def _points(
+    axes: Axes, xs: Sequence[float], rows: Sequence[Row], what: str, look: Style, marker: str, *, size: float = 5.5
+) -> None:
     """Draw points, and their intervals where there are any."""
-    axes.plot(xs, [row[what] for row in rows], marker=marker, ms=5.5, ls="", zorder=3, **look.marks)
+    axes.plot(xs, [row[what] for row in rows], marker=marker, ms=size, ls="", zorder=3, **look.marks)
     known = [(x, row) for x, row in zip(xs, rows, strict=True) if row["low"] is not None]
     if known:
         axes.vlines(

@@ -42,6 +42,9 @@ DIGITS = {
     "hd95": 2,
     "assd": 2,
     "seconds": 0,
+    "regions": 0,
+    "voxels": 0,
+    "slices": 0,
     "factor": 1,
     "limit": 1,
     "gap_closed": 2,
@@ -50,8 +53,6 @@ DIGITS = {
     "spurious": 1,
 }
 """Decimals of a metric or column on the page; 3 for the others, none for whole numbers."""
-COUNTED = {"regions": 1, "voxels": 1, "slices": 1}
-"""Decimals of means of whole numbers, none where the mean is whole, too."""
 
 Indexed = tuple[int, Row]
 """A row with its place in its table."""
@@ -180,8 +181,8 @@ def rounded(value: Any, what: str, *, signed: bool = False) -> str:
         what: Its metric or column, which says how many decimals are shown.
         signed: Write a plus, too.
     """
-    whole = isinstance(value, int) or (what in COUNTED and value is not None and value.is_integer())
-    return number(value, 0 if whole else (DIGITS | COUNTED).get(what, 3), signed=signed)
+    whole = isinstance(value, int)
+    return number(value, 0 if whole else DIGITS.get(what, 3), signed=signed)
 
 
 def p_value(value: float | None) -> str:

@@ -128,26 +128,22 @@ def _over_the_budget(baseline: str, rows: Sequence[Row]) -> str:
     def named(row: Row) -> str:
         return f"{row['method']} with {labels_word(row)}" if several else str(row["method"])
 
-    gains = sorted(
-        (row for row in rows if row["verdict"].startswith("gain")),
-        key=lambda row: float(row["difference"]),
-        reverse=True,
-    )
-    losses = [row for row in rows if row["verdict"].startswith("loss")]
-    best = max(rows, key=lambda row: float(row["difference"]))
+    ranked = sorted(rows, key=lambda row: float(row["difference"]), reverse=True)
+    gains = [row for row in ranked if row["verdict"].startswith("gain")]
+    losses = [row for row in ranked if row["verdict"].startswith("loss")]
+    best = f"{named(ranked[0])}, {_said(ranked[0])}"
     if gains:
-        rest = _listed([named(row) for row in gains[1:]])
-        said = (
-            f"Over the whole budget, {named(gains[0])} beats {baseline} (area under the budget curve {_said(gains[0])})"
-        )
-        said += f", and so {'does' if len(gains) == 2 else 'do'} {rest}" if rest else ""
+        said = f"Over the whole budget of questions, {named(gains[0])} beats {baseline} (area under the budget curve "
+        said += f"{_said(gains[0])})"
+        if len(gains) > 1:
+            said += f", and so {'does' if len(gains) == 2 else 'do'} {_listed([named(row) for row in gains[1:]])}"
     elif any(row["low"] is not None for row in rows):
         said = (
-            f"No evidence that any method beats {baseline} over the budget (the largest difference in the area under the "
-            f"budget curve is that of {named(best)}, {_said(best)})"
+            f"No evidence that any method beats {baseline} over the budget of questions (the largest difference in the "
+            f"area under the budget curve is that of {best})"
         )
     else:
-        said = f"With fewer than {FEWEST_FOR_INTERVAL} draws, no method can be said to beat {baseline} over the budget"
+        said = f"With fewer than {FEWEST_FOR_INTERVAL} draws, no method can be said to beat {baseline} over the budget of questions"
     if losses:
         said += (
             f"; {_listed([f'{named(row)} ({_said(row)})' for row in losses])} {'loses' if len(losses) == 1 else 'lose'}"
@@ -157,7 +153,7 @@ def _over_the_budget(baseline: str, rows: Sequence[Row]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     """Return ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + list(names[-1:]))
 
 
 def _how_many(

@@ -1,19 +1,22 @@
 """Curves over what was told on request, and areas under them, against values worked out by hand."""
 
+import importlib.util
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from labeleff.evaluation.tables import read_cases_csv, write_cases_csv
 from labeleff.files import file_digest, write_json
-from labeleff.report.analysis import analyse
+from labeleff.report.analysis import analyse, write_export
 from labeleff.report.page import exact, write_report
 from labeleff.report.terminal import say
 from labeleff.sweep.collect import collect
 
 from ..sweep.fake import fake_sweep
+from .test_page import Page, check_cells
 
 STEPS = (0, 80, 160, 240, 320)
 """Revisions of the last stage of phantom/ripu."""
@@ -204,7 +207,7 @@ def test_p_values_are_adjusted_over_the_methods_that_are_compared(tmp_path):
     assert (better["verdict"], same["verdict"]) == ("gain", "no evidence of a gain")
     last = found.answers["phantom"][-1]
     assert last.startswith(
-        "Over the whole budget, better beats random_foreground (area under the budget curve +0.030 Dice"
+        "Over the whole budget of questions, better beats random_foreground (area under the budget curve +0.030 Dice"
     )
     assert "same" not in last
 
@@ -216,7 +219,7 @@ def test_a_baseline_that_is_not_beaten_heads_the_answer(tmp_path):
     found = analyse(collect(make(tmp_path / "a", {"random_foreground": plain, "worse": worse})))
     first = found.answers["phantom"][0]
     assert first.startswith(
-        "No evidence that any method beats random_foreground over the budget (the largest difference"
+        "No evidence that any method beats random_foreground over the budget of questions (the largest difference"
     )
     assert first.count("worse") == 2, "as the largest difference, and as a loss"
     assert len(found.answers["phantom"]) == 3
@@ -236,6 +239,7 @@ def test_runs_without_evaluations_per_round_have_no_curve(tmp_path):
 def test_the_page_the_terminal_and_the_figure_show_them(analysis, tmp_path, capsys):
     text = write_report(analysis, tmp_path).read_text()
     assert 'href="#budget"' in text
+    check_cells(tmp_path, Page(text))
     for name, column in (
         ("budget_areas", "area"),
         ("budget_areas", "area_steps"),
@@ -250,7 +254,7 @@ def test_the_page_the_terminal_and_the_figure_show_them(analysis, tmp_path, caps
     assert ElementTree.fromstring(drawn).get("role") == "img"
     say(analysis)
     said = " ".join(capsys.readouterr().out.split())
-    assert "Over the whole budget, uneven beats random_foreground" in said
+    assert "Over the whole budget of questions, uneven beats random_foreground" in said
     assert "asks once: no curve" in said
 
 
@@ -280,3 +284,23 @@ def test_sweeps_without_rounds_do_not_speak_of_a_budget(tmp_path, capsys):
     assert len(found.answers["phantom"]) == 2
     say(found)
     assert "budget curve" not in capsys.readouterr().out
+
+
+def test_the_table_of_the_readme(analysis, tmp_path):
+    path = Path(__file__).parents[2] / "benchmarks" / "tables.py"
+    specification = importlib.util.spec_from_file_location("tables", path)
+    tables = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(tables)
+    write_export(analysis, tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())
+    lines = tables.compared("queries_phantom", result)
+    (once_,) = (line for line in lines if line.startswith("| once |"))
+    assert once_ == "| once | 50 | 25 |  |  | asks once: no curve |"
+    (base,) = (row for row in result["tables"]["budget_areas"] if row["method"] == "random_foreground")
+    interval = f"{base['area']:.3f} [{base['area_low']:.3f}, {base['area_high']:.3f}]"
+    assert f"| random_foreground | 50 | 10 | {interval} |  |  |" in lines
+    assert not any("slices" in line for line in lines)
+    volumes = [row | {"slices": 12.0} for row in result["tables"]["budget_areas"]]
+    assert "| once | 50 | 12 | 25 |  |  | asks once: no curve |" in tables.asked(volumes, "random_foreground")
+    del result["tables"]["budget_areas"]  # older results
+    assert not any("budget curve [" in line for line in tables.compared("queries_phantom", result))
