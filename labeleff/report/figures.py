@@ -141,7 +141,7 @@ def budget_curves(
                 _band(axes, list(own.values()), look, strength=min(0.12, 0.4 / len(with_curve)))
                 handles[method] = _handle(look, method)
             elif own:
-                _points(axes, [max(own)], [own[max(own)]], "dice", look, look.marker, size=8.5)
+                _points(axes, [max(own)], [own[max(own)]], "dice", look, look.marker, alone=True)
                 handles[method] = _handle(look, method, line=False)
             for row in curves:
                 if (row["labelled"], row["method"]) == (budget, method) and not own:
@@ -173,10 +173,11 @@ def _line(axes: Axes, rows: Sequence[Row], xs: Sequence[float], look: Style) -> 
 
 
 def _points(
-    axes: Axes, xs: Sequence[float], rows: Sequence[Row], what: str, look: Style, marker: str, *, size: float = 5.5
+    axes: Axes, xs: Sequence[float], rows: Sequence[Row], what: str, look: Style, marker: str, *, alone: bool = False
 ) -> None:
-    """Draw points, and their intervals where there are any."""
-    axes.plot(xs, [row[what] for row in rows], marker=marker, ms=size, ls="", zorder=3, **look.marks)
+    """Draw points, and their intervals where there are any; one that stands alone larger and above lines."""
+    size, height = (8.5, 5) if alone else (5.5, 3)
+    axes.plot(xs, [row[what] for row in rows], marker=marker, ms=size, ls="", zorder=height, **look.marks)
     known = [(x, row) for x, row in zip(xs, rows, strict=True) if row["low"] is not None]
     if known:
         axes.vlines(
