@@ -18,6 +18,11 @@ TITLES = {
     "noise_phantom": "Wrong labels (Dice 0.8, mostly too large), generated patients, 2-D, no augmentation",
     "noise_phantom_3d": "Wrong labels (Dice 0.8, mostly too large), generated volumes, no augmentation",
     "adaptation_phantom": "From one generated site to another without its labels, 2-D, batch norm",
+    "adaptation_phantom_instance": "From one generated site to another without its labels, 2-D, instance norm",
+    "adaptation_nuclei": "From fluorescence to stained tissue without its labels, nuclei at 128 x 128, real images",
+    "queries_phantom": "From one generated site to another, 2 % of whose pixels are told in five rounds, 2-D",
+    "queries_nuclei": "From fluorescence to stained tissue, 2 % of whose pixels are told in five rounds, real images",
+    "active_acdc": "Three labelled patients and 2 % of the voxels of twenty others, told in five rounds, ACDC at 128 x 128, 2-D",
     "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network, no augmentation",
 }
 
@@ -63,7 +68,34 @@ def compared(name: str, result: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {row['labels']} | {row['method']} | {row['mean']:.3f}{bounds(row, '.3f')} | {difference} | {verdict} |"
         )
+    return [*lines, "", *asked(tables.get("budget_areas", []), benchmark["baseline"])]
+
+
+def asked(rows: list[dict[str, Any]], baseline: str) -> list[str]:
+    """Return what methods that ask were told, and the area under their budget curve; nothing where none asks."""
+    if not rows:
+        return []
+    slices = any(row["slices"] is not None for row in rows)
+    several = len({row["labelled"] for row in rows}) > 1
+    titles = ["method", "regions", *["slices"] * slices, "foreground, %", "area under the budget curve [95 %]"]
+    lines = [f"| {' | '.join(titles)} | difference to {baseline} [95 %] | |", "|---" * (len(titles) + 2) + "|"]
+    for row in rows:
+        told = [f"{row['regions']:.0f}", *[f"{row['slices'] or 0:.0f}"] * slices, percent(row["foreground"])]
+        area = {"low": row["area_low"], "high": row["area_high"]}
+        cells = [
+            f"{row['method']}, {row['labels']} labelled patients" if several else row["method"],
+            *told,
+            "" if row["area"] is None else f"{row['area']:.3f}{bounds(area, '.3f')}",
+            "" if row["difference"] is None else f"{row['difference']:+.3f}{bounds(row, '+.3f')}",
+            row["verdict"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def percent(share: float | None) -> str:
+    """Return a share in per cent; nothing where there is none."""
+    return "" if share is None else f"{100 * share:.0f}"
 
 
 def is_primary(row: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from labeleff.data.manifest import Case
 from labeleff.data.raters import reference
 from labeleff.data.rounds import Rounds
 from labeleff.evaluation.evaluate import evaluate
-from labeleff.evaluation.tables import rich_comparison, rich_table, summarise, write_cases_csv
+from labeleff.evaluation.tables import ROUND, rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
 from labeleff.prepared import Prepared, describe
 from labeleff.recipe import Recipe
@@ -34,9 +34,6 @@ from labeleff.strategies.base import Strategy
 
 ORACLE = "oracle"
 """Selection by the evaluation cases themselves. Reported on request, marked, never a result."""
-
-ROUND = "round_"
-"""Selection of the predictor as it was before a round of questions, with the number of rounds before it."""
 
 DISPUTES = 3
 """Labelled cases whose raters are drawn."""

@@ -264,11 +264,11 @@ def area(budgets: Sequence[float], scores: ArrayLike, *, scale: Literal["linear"
     """Return the area under scores [..., budget] by trapezoids, over the span of the budgets: a mean score.
 
     Raises:
-        ShapeError: Fewer than two budgets, or they do not rise.
+        ShapeError: Fewer than two budgets, they do not rise, or the first is negative (on the logarithmic scale: or 0).
     """
     x = np.asarray(budgets, dtype=np.float64)
-    if len(x) < 2 or (np.diff(x) <= 0).any() or x[0] <= 0:
-        raise ShapeError(f"budgets are {list(budgets)}: give two or more, positive and rising")
+    if len(x) < 2 or (np.diff(x) <= 0).any() or x[0] < 0 or (scale == "log" and x[0] == 0):
+        raise ShapeError(f"budgets are {list(budgets)}: give two or more, positive (0 where linear) and rising")
     x = np.log2(x) if scale == "log" else x
     return np.asarray(np.trapezoid(np.asarray(scores, dtype=np.float64), x, axis=-1) / (x[-1] - x[0]))
 

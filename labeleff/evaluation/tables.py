@@ -24,6 +24,8 @@ COLUMNS = (
 )  # fmt: skip
 MEAN = "mean"
 FEWEST_PATIENTS = 5
+ROUND = "round_"
+"""Selection of the predictor as it was before a revision of the last stage, with the number of revisions before it."""
 
 
 def write_cases_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

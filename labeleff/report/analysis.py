@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from labeleff.evaluation import statistics
-from labeleff.evaluation.statistics import FEWEST_DRAWS, Interval
 from labeleff.evaluation.tables import METRICS
 from labeleff.files import write_json
-from labeleff.report import labels
+from labeleff.report import budgets, labels
+from labeleff.report.cells import (
+    LOWER_IS_BETTER,
+    PRIMARY,
+    Cell,
+    Row,
+    aligned,
+    baseline_of,
+    bounds,
+    dataset_of,
+    is_baseline,
+    make_cells,
+    possible,
+    variant,
+)
 from labeleff.report.words import answer, verdict
 from labeleff.sweep.collect import MEAN, Collected, Record
-
-PRIMARY = (MEAN, "dice")
-LOWER_IS_BETTER = ("hd95", "assd")
-Row = dict[str, Any]
 
 TABLES: Mapping[str, tuple[str, ...]] = {
     "curves": (
@@ -59,27 +67,20 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "dataset", "method", "labelled", "labels", "from", "to", "runs", "voxels", "share", "confidence", "first_step",
         "last_step",
     ),
+    "rounds": (
+        "dataset", "method", "labelled", "labels", "round", "regions", "voxels", "slices", "seconds", "foreground",
+        "boundary", "dice", "low", "high", "draws", "patients",
+    ),
+    "budget_areas": (
+        "dataset", "method", "baseline", "labelled", "labels", "amounts", "area", "area_low", "area_high", "difference",
+        "low", "high", "p", "p_holm", "draws", "patients", "verdict", "area_steps", "steps_low", "steps_high", "regions",
+        "voxels", "slices", "seconds", "foreground", "boundary",
+    ),
     "published": ("method", "labelled", "dice", "source", "selection"),
     "left_out": ("run", "reason"),
     "openings": ("labels", "times", "so_far"),
 }  # fmt: skip
 """Columns of every table, in order."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """All runs of one method, variant of it, and budget, on one data set."""
-
-    dataset: str
-    method: str
-    labelled: str
-    labels: int
-    axes: Mapping[str, Any]
-    runs: Mapping[tuple[int, int], tuple[Record, ...]]
-
-    def scores(self, place: tuple[int, int], what: tuple[str, str]) -> dict[str, float]:
-        """Return the score of every patient at a draw and seed, folds joined."""
-        return {p: v for record in self.runs[place] for p, v in record.scores[what].items()}
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ def analyse(found: Collected) -> Analysis:
         tables["areas"] += list(_area_rows(own, found.baseline))
         tables["ranks"] += list(_rank_rows(own))
         tables["cases"] += list(_case_rows(own, found.baseline))
+        asking = budgets.asking(own)
+        tables["rounds"] += [row for one in asking for row in budgets.round_rows(one)]
+        tables["budget_areas"] += budgets.area_rows(asking, found.baseline)
         for cell in own:
             head = {"dataset": cell.dataset, "method": cell.method, "labelled": cell.labelled, "labels": cell.labels}
             records = [record for run in cell.runs.values() for record in run]
@@ -160,81 +164,7 @@ def _finite(value: Any) -> Any:
     return round(value, 6) if math.isfinite(value) else str(value)
 
 
-# -- cells --------------------------------------------------------------------------------------------------------------
-
-
-def variant(record: Record) -> str:
-    """Return the name of a line: the method and, where further keys are varied, their values."""
-    axes = ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in record.axes.items())
-    return f"{record.method} ({axes})" if axes else record.method
-
-
-def make_cells(found: Collected) -> tuple[list[Cell], list[str]]:
-    """Return runs by data set, variant and budget, and what had to be left out to keep them complete."""
-    folds = {job["dataset"]: set[Any]() for job in found.plan["jobs"]}
-    for job in found.plan["jobs"]:
-        folds[job["dataset"]].add(job["fold"])
-    groups: dict[tuple[str, str, str], dict[tuple[int, int], list[Record]]] = {}
-    for record in found.records:
-        key = (_dataset(record), variant(record), record.labelled)
-        groups.setdefault(key, {}).setdefault((record.draw, record.seed), []).append(record)
-    cells, notes = [], []
-    for (dataset, method, labelled), places in groups.items():
-        whole = {}
-        for place, records in places.items():
-            lacking = folds[records[0].dataset] - {record.fold for record in records}
-            if lacking:
-                said = ", ".join(str(fold) for fold in sorted(lacking))
-                notes.append(f"{method} at {labelled} labels, draw {place[0]}, seed {place[1]}: fold {said} is missing")
-            else:
-                whole[place] = tuple(sorted(records, key=lambda r: r.fold or 0))
-        if whole:
-            first = next(iter(whole.values()))[0]
-            cells.append(Cell(dataset, method, labelled, first.labels, first.axes, whole))
-    return sorted(cells, key=lambda c: (c.dataset, c.labels)), notes
-
-
-def _dataset(record: Record) -> str:
-    return record.dataset or str(record.summary["dataset"])
-
-
-def aligned(cells: Sequence[Cell], what: tuple[str, str]) -> tuple[list[NDArray[np.float64]], int]:
-    """Return scores [draw, seed, patient] of several cells on the draws, seeds and patients that all of them have.
-
-    Returns:
-        One array per cell, of equal shapes, and the number of patients that could not be measured in every run.
-    """
-    places = set.intersection(*(set(cell.runs) for cell in cells))
-    seeds = sorted({seed for _, seed in places})
-    draws = [draw for draw in sorted({draw for draw, _ in places}) if all((draw, seed) in places for seed in seeds)]
-    tables = [{(d, s): cell.scores((d, s), what) for d in draws for s in seeds} for cell in cells]
-    every = [table for own in tables for table in own.values()]
-    listed = sorted(set.intersection(*(set(table) for table in every))) if every else []
-    patients = [p for p in listed if all(math.isfinite(table[p]) for table in every)]
-    arrays = [np.array([[[own[d, s][p] for p in patients] for s in seeds] for d in draws]) for own in tables]
-    return arrays, len(listed) - len(patients)
-
-
-def baseline_of(cell: Cell, cells: Sequence[Cell], baseline: str) -> Cell | None:
-    """Return the baseline's cell that a cell is compared with: same budget, same values of the keys both have."""
-    for other in cells:
-        record = next(iter(other.runs.values()))[0]
-        if record.method != baseline or other.labelled != cell.labelled:
-            continue
-        if all(cell.axes.get(key) == value for key, value in other.axes.items()):
-            return other
-    return None
-
-
-def _is_baseline(cell: Cell, baseline: str) -> bool:
-    return next(iter(cell.runs.values()))[0].method == baseline
-
-
 # -- tables -------------------------------------------------------------------------------------------------------------
-
-
-def _bounds(found: Interval, low: str = "low", high: str = "high") -> Row:
-    return {low: found.low, high: found.high}
 
 
 def _curve_rows(cell: Cell, classes: Sequence[str]) -> Iterator[Row]:
@@ -246,18 +176,10 @@ def _curve_rows(cell: Cell, classes: Sequence[str]) -> Iterator[Row]:
             found = statistics.interval(scores)
             yield {
                 "dataset": cell.dataset, "method": cell.method, "labelled": cell.labelled, "labels": cell.labels,
-                "class": name, "metric": metric, "mean": found.value, **_bounds(_possible(found, metric)),
+                "class": name, "metric": metric, "mean": found.value, **bounds(possible(found, metric)),
                 "draws": scores.shape[0], "seeds": scores.shape[1], "patients": scores.shape[2],
                 "missed": _count(cell, name, "missed"), "spurious": _count(cell, name, "spurious"), "unmeasured": lost,
             }  # fmt: skip
-
-
-def _possible(found: Interval, metric: str) -> Interval:
-    """Return an interval without the values that a metric cannot take."""
-    if found.low is None or found.high is None:
-        return found
-    most = math.inf if metric in LOWER_IS_BETTER else 1.0
-    return replace(found, low=max(0.0, found.low), high=min(most, found.high))
 
 
 def _count(cell: Cell, name: str, what: str) -> float:
@@ -285,7 +207,7 @@ def _difference_rows(cells: Sequence[Cell], baseline: str, classes: Sequence[str
             own = [
                 row
                 for cell in cells
-                if not _is_baseline(cell, baseline) and (other := baseline_of(cell, cells, baseline)) is not None
+                if not is_baseline(cell, baseline) and (other := baseline_of(cell, cells, baseline)) is not None
                 for row in _difference(cell, other, name, metric)
             ]
             for row, p in zip(own, statistics.holm([row["p"] for row in own]), strict=True):
@@ -303,14 +225,14 @@ def _difference(cell: Cell, other: Cell, name: str, metric: str) -> Iterator[Row
     yield {
         "dataset": cell.dataset, "method": cell.method, "baseline": other.method, "labelled": cell.labelled,
         "labels": cell.labels, "class": name, "metric": metric, "difference": found.interval.value,
-        **_bounds(found.interval), "p": found.p, "p_holm": None, "p_these_runs": found.p_these_runs,
+        **bounds(found.interval), "p": found.p, "p_holm": None, "p_these_runs": found.p_these_runs,
         "effect_size": found.effect_size, "draws": found.draws, "patients": ours.shape[2], "verdict": "",
     }  # fmt: skip
 
 
 def _curve_of(cell: Cell, cells: Sequence[Cell], baseline: str) -> list[Cell]:
     """Return the baseline's cells at rising budgets that a cell is compared with."""
-    chosen = [c for c in cells if _is_baseline(c, baseline) and all(cell.axes.get(k) == v for k, v in c.axes.items())]
+    chosen = [c for c in cells if is_baseline(c, baseline) and all(cell.axes.get(k) == v for k, v in c.axes.items())]
     by_labels = {c.labels: c for c in chosen}
     return [by_labels[n] for n in sorted(by_labels)]
 
@@ -318,7 +240,7 @@ def _curve_of(cell: Cell, cells: Sequence[Cell], baseline: str) -> list[Cell]:
 def _savings_rows(cells: Sequence[Cell], baseline: str) -> Iterator[Row]:
     for cell in cells:
         curve = _curve_of(cell, cells, baseline)
-        if _is_baseline(cell, baseline) or len(curve) < 2:
+        if is_baseline(cell, baseline) or len(curve) < 2:
             continue
         arrays, _ = aligned([cell, *curve], PRIMARY)
         if not arrays[0].size:
@@ -352,11 +274,11 @@ def _area_rows(cells: Sequence[Cell], baseline: str) -> Iterator[Row]:
             area = statistics.interval(statistics.area(budgets, ours, scale=scale))
             row = {
                 "dataset": first.dataset, "method": method, "scale": scale, "from": budgets[0], "to": budgets[-1],
-                "area": area.value, **_bounds(area), "difference": None, "difference_low": None, "difference_high": None,
+                "area": area.value, **bounds(area), "difference": None, "difference_low": None, "difference_high": None,
             }  # fmt: skip
-            if not _is_baseline(first, baseline):
+            if not is_baseline(first, baseline):
                 gain = statistics.interval(statistics.area(budgets, ours - theirs, scale=scale))
-                row |= {"difference": gain.value, **_bounds(gain, "difference_low", "difference_high")}
+                row |= {"difference": gain.value, **bounds(gain, "difference_low", "difference_high")}
             yield row
 
 
@@ -402,7 +324,7 @@ def _cost_row(cell: Cell) -> Row:
 def _case_rows(cells: Sequence[Cell], baseline: str) -> Iterator[Row]:
     for cell in cells:
         other = baseline_of(cell, cells, baseline)
-        if other is None or _is_baseline(cell, baseline):
+        if other is None or is_baseline(cell, baseline):
             continue
         places = sorted(set(cell.runs) & set(other.runs))
         tables = [[c.scores(place, PRIMARY) for place in places] for c in (cell, other)]
@@ -421,10 +343,7 @@ def _run_row(record: Record) -> Row:
         return float(np.mean(values)) if values else None
 
     return {
-        "dataset": _dataset(record), "method": variant(record), "labelled": record.labelled, "labels": record.labels,
+        "dataset": dataset_of(record), "method": variant(record), "labelled": record.labelled, "labels": record.labels,
         "draw": record.draw, "seed": record.seed, "fold": record.fold, "dice": mean("dice"), "hd95": mean("hd95"),
         "seconds": record.summary["training_seconds"], "split": record.summary["split"], "run": record.name,
     }  # fmt: skip
-
-
-__all__ = ["FEWEST_DRAWS", "TABLES", "Analysis", "Cell", "aligned", "analyse", "make_cells"]

@@ -72,7 +72,7 @@ def styles(methods: Sequence[str], baseline: str) -> dict[str, Style]:
     return found
 
 
-# -- the four figures ---------------------------------------------------------------------------------------------------
+# -- the figures -------------------------------------------------------------------------------------------------------
 
 
 def learning_curve(rows: Sequence[Row], published: Sequence[Row], looks: Mapping[str, Style]) -> Figure:
@@ -112,14 +112,72 @@ def learning_curve(rows: Sequence[Row], published: Sequence[Row], looks: Mapping
     return figure
 
 
+def budget_curves(
+    rounds: Sequence[Row], areas: Sequence[Row], curves: Sequence[Row], looks: Mapping[str, Style]
+) -> Figure | None:
+    """Return mean Dice against voxels labelled on request, a panel per budget of labelled patients; None without rows.
+
+    Methods with a curve have bands of their intervals, those that ask once a marker at their end, and those that never ask
+    a horizontal line.
+
+    Args:
+        rounds: Of the table of rounds, one data set.
+        areas: Of the table of areas under the budget curve: the same data set.
+        curves: Of the table of curves: the same data set, one class and metric.
+        looks: How methods are drawn.
+    """
+    if not rounds:
+        return None
+    budgets = {row["labelled"]: row["labels"] for row in sorted(rounds, key=lambda row: int(row["labels"]))}
+    figure = Figure(figsize=(WIDTH, 3.7 * len(budgets) + 0.3), layout="constrained")
+    panels = figure.subplots(len(budgets), 1, squeeze=False)[:, 0]
+    handles: dict[str, Line2D] = {}
+    for axes, (budget, labels) in zip(panels, budgets.items(), strict=True):
+        with_curve = {row["method"] for row in areas if row["labelled"] == budget and row["area"] is not None}
+        for method, look in looks.items():
+            # of several evaluations without a question between them the last
+            own = {row["voxels"]: row for row in rounds if (row["labelled"], row["method"]) == (budget, method)}
+            if method in with_curve:
+                _band(axes, list(own.values()), look, strength=min(0.12, 0.4 / len(with_curve)))
+                handles[method] = _handle(look, method)
+            elif own:
+                _points(axes, [max(own)], [own[max(own)]], "dice", look, look.marker, alone=True)
+                handles[method] = _handle(look, method, line=False)
+            for row in curves:
+                if (row["labelled"], row["method"]) == (budget, method) and not own:
+                    axes.axhline(row["mean"], color=look.colour, ls=look.dash, lw=1.1, alpha=0.8, zorder=1)
+                    handles[method] = Line2D([], [], color=look.colour, ls=look.dash, lw=1.1, alpha=0.8, label=method)
+        if len(budgets) > 1:
+            axes.set_title(f"{labels} labelled", fontsize=9)
+        axes.set(ylabel="mean Dice")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.grid(axis="y")
+    panels[-1].set_xlabel("voxels labelled on request, per run")
+    _legend(figure, [handles[method] for method in looks if method in handles])
+    return figure
+
+
+def _band(axes: Axes, rows: Sequence[Row], look: Style, *, strength: float) -> None:
+    """Draw a budget curve and its intervals."""
+    xs = [row["voxels"] for row in rows]
+    axes.plot(xs, [row["dice"] for row in rows], color=look.colour, ls=look.dash, lw=1.6, zorder=3)
+    axes.plot(xs, [row["dice"] for row in rows], marker=look.marker, ms=4.5, ls="", zorder=3, **look.marks)
+    if all(row["low"] is not None for row in rows):
+        lows, highs = [row["low"] for row in rows], [row["high"] for row in rows]
+        axes.fill_between(xs, lows, highs, color=look.colour, alpha=strength, lw=0, zorder=1)
+
+
 def _line(axes: Axes, rows: Sequence[Row], xs: Sequence[float], look: Style) -> None:
     axes.plot(xs, [row["mean"] for row in rows], color=look.colour, ls=look.dash, lw=1.6, zorder=3)
     _points(axes, xs, rows, "mean", look, look.marker)
 
 
-def _points(axes: Axes, xs: Sequence[float], rows: Sequence[Row], what: str, look: Style, marker: str) -> None:
-    """Draw points, and their intervals where there are any."""
-    axes.plot(xs, [row[what] for row in rows], marker=marker, ms=5.5, ls="", zorder=3, **look.marks)
+def _points(
+    axes: Axes, xs: Sequence[float], rows: Sequence[Row], what: str, look: Style, marker: str, *, alone: bool = False
+) -> None:
+    """Draw points, and their intervals where there are any; one that stands alone larger and above lines."""
+    size, height = (8.5, 5) if alone else (5.5, 3)
+    axes.plot(xs, [row[what] for row in rows], marker=marker, ms=size, ls="", zorder=height, **look.marks)
     known = [(x, row) for x, row in zip(xs, rows, strict=True) if row["low"] is not None]
     if known:
         axes.vlines(

@@ -19,7 +19,8 @@ from labeleff.evaluation.statistics import FEWEST_DRAWS, FEWEST_FOR_INTERVAL
 from labeleff.evaluation.tables import METRICS
 from labeleff.files import write_atomically
 from labeleff.report import figures, label_figures
-from labeleff.report.analysis import PRIMARY, TABLES, Analysis, Row, variant
+from labeleff.report.analysis import TABLES, Analysis
+from labeleff.report.cells import PRIMARY, Row, variant
 from labeleff.report.figures import Style
 from labeleff.report.words import number
 from labeleff.sweep.collect import Record
@@ -29,6 +30,7 @@ PICTURE_CHARACTERS = 1_600_000
 PICTURE_WIDTHS = (720, 560, 440, 320)
 TITLES = {
     "learning_curve": "Mean Dice against labelled patients",
+    "budget": "Mean Dice against voxels labelled on request",
     "cases": "Dice of every test patient, each method against the baseline",
     "cost": "Difference in mean Dice to the baseline against seconds and images per run",
     "ranks": "How often each method takes each rank",
@@ -40,6 +42,9 @@ DIGITS = {
     "hd95": 2,
     "assd": 2,
     "seconds": 0,
+    "regions": 0,
+    "voxels": 0,
+    "slices": 0,
     "factor": 1,
     "limit": 1,
     "gap_closed": 2,
@@ -255,7 +260,17 @@ def _main(
 def _drawings(analysis: Analysis, dataset: str, files: str, looks: Mapping[str, Style]) -> dict[str, Drawing]:
     own = {
         name: [row for row in analysis.tables[name] if row["dataset"] == dataset]
-        for name in ("curves", "differences", "cost", "cases", "ranks", "training_iou", "diagnostics")
+        for name in (
+            "curves",
+            "differences",
+            "rounds",
+            "budget_areas",
+            "cost",
+            "cases",
+            "ranks",
+            "training_iou",
+            "diagnostics",
+        )
     }
     main = {
         name: [row for row in own[name] if (row["class"], row["metric"]) == PRIMARY]
@@ -268,6 +283,7 @@ def _drawings(analysis: Analysis, dataset: str, files: str, looks: Mapping[str, 
     with figures.drawing(files):
         made = {
             "learning_curve": figures.learning_curve(main["curves"], published, looks),
+            "budget": figures.budget_curves(own["rounds"], own["budget_areas"], main["curves"], looks),
             "cases": figures.per_case(own["cases"], labels, baseline, looks),
             "cost": figures.cost_and_gain(own["cost"], main["differences"], baseline, looks),
             "ranks": figures.ranks(own["ranks"], looks),

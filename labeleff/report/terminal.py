@@ -16,7 +16,8 @@ from scipy import stats
 from labeleff.errors import RunError
 from labeleff.evaluation.forecasting import Forecast, NoGround
 from labeleff.evaluation.tables import read_cases_csv
-from labeleff.report.analysis import PRIMARY, Analysis, aligned, make_cells
+from labeleff.report.analysis import Analysis
+from labeleff.report.cells import PRIMARY, aligned, make_cells
 from labeleff.report.words import between, number
 from labeleff.runlog import console
 from labeleff.sweep.collect import Collected, patient_scores, unfinished
@@ -49,10 +50,32 @@ def say(analysis: Analysis) -> None:
                 found["verdict"] if found else "",
             )
     out.print(table)
+    if analysis.tables["budget_areas"]:
+        out.print(_areas(analysis))
     for row in analysis.tables["left_out"]:
         out.print(f"[yellow]left out[/] {row['run']}: {row['reason']}")
     for note in analysis.notes:
         out.print(f"[yellow]left out[/] {note}")
+
+
+def _areas(analysis: Analysis) -> Table:
+    """Return the areas under the budget curve of methods that ask."""
+    titles = ("data set", "labels", "method", "voxels", "foreground", "area", "95 %", f"to {analysis.baseline}", "95 %")
+    table = Table(*titles, "", title="area under the budget curve", title_justify="left", box=None, pad_edge=False)
+    for row in analysis.tables["budget_areas"]:
+        table.add_row(
+            row["dataset"],
+            str(row["labels"]),
+            row["method"],
+            number(row["voxels"], 0),
+            number(row["foreground"]),
+            number(row["area"]),
+            between({"low": row["area_low"], "high": row["area_high"]}),
+            number(row["difference"], signed=True) if row["difference"] is not None else "",
+            between(row, signed=True),
+            row["verdict"],
+        )
+    return table
 
 
 def compare_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:

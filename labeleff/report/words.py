@@ -1,4 +1,4 @@
-"""Numbers in words: verdicts that claim no more than the design allows, and the answer in two sentences."""
+"""Numbers in words: verdicts that claim no more than the design allows, and the answer in two sentences or three."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def labels_word(row: Row) -> str:
 
 
 def answer(dataset: str, baseline: str, tables: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
-    """Return two sentences: does any method help, and how many labels are needed."""
+    """Return two sentences: does any method help, and how many labels are needed.
+
+    Where methods ask, a third says which of them are better over the whole budget. If none is, it comes first.
+    """
     primary = [
         row
         for row in tables["differences"]
@@ -69,7 +72,12 @@ def answer(dataset: str, baseline: str, tables: Mapping[str, Sequence[Row]]) -> 
         ),
         key=lambda row: int(row["labels"]),
     )
-    return (_does_it_help(baseline, primary), _how_many(baseline, curve, primary, tables["savings"], dataset))
+    said = (_does_it_help(baseline, primary), _how_many(baseline, curve, primary, tables["savings"], dataset))
+    areas = [row for row in tables["budget_areas"] if row["dataset"] == dataset]
+    if not any(row["area"] is not None for row in areas):
+        return said
+    over = _over_the_budget(baseline, [row for row in areas if row["difference"] is not None])
+    return (*said, over) if any(row["verdict"].startswith("gain") for row in areas) else (over, *said)
 
 
 def _said(row: Row) -> str:
@@ -109,6 +117,43 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
             rest = ", ".join(f"{row['method']} with {row['labels']}" for row in losses if row is not worst)
             said += f", and so {'does' if len(losses) == 2 else 'do'} {rest}"
     return f"{said}.{tail}"
+
+
+def _over_the_budget(baseline: str, rows: Sequence[Row]) -> str:
+    """Return which methods have a larger area under the budget curve than the baseline."""
+    if not rows:
+        return f"No budget curve is compared with one of {baseline}."
+    several = len({row["labelled"] for row in rows}) > 1
+
+    def named(row: Row) -> str:
+        return f"{row['method']} with {labels_word(row)}" if several else str(row["method"])
+
+    ranked = sorted(rows, key=lambda row: float(row["difference"]), reverse=True)
+    gains = [row for row in ranked if row["verdict"].startswith("gain")]
+    losses = [row for row in ranked if row["verdict"].startswith("loss")]
+    best = f"{named(ranked[0])}, {_said(ranked[0])}"
+    if gains:
+        said = f"Over the whole budget of questions, {named(gains[0])} beats {baseline} (area under the budget curve "
+        said += f"{_said(gains[0])})"
+        if len(gains) > 1:
+            said += f", and so {'does' if len(gains) == 2 else 'do'} {_listed([named(row) for row in gains[1:]])}"
+    elif any(row["low"] is not None for row in rows):
+        said = (
+            f"No evidence that any method beats {baseline} over the budget of questions (the largest difference in the "
+            f"area under the budget curve is that of {best})"
+        )
+    else:
+        said = f"With fewer than {FEWEST_FOR_INTERVAL} draws, no method can be said to beat {baseline} over the budget of questions"
+    if losses:
+        said += (
+            f"; {_listed([f'{named(row)} ({_said(row)})' for row in losses])} {'loses' if len(losses) == 1 else 'lose'}"
+        )
+    return f"{said}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + list(names[-1:]))
 
 
 def _how_many(

@@ -195,6 +195,15 @@ def _record(place: Path, job: Mapping[str, Any]) -> Record:
     )
 
 
+def scores_by_selection(record: Record) -> dict[str, Scores]:
+    """Return the scores of a run's predictor by selection: of the final one, and of any round of questions."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_cases_csv(record.folder / "cases.csv"):
+        if row["predictor"] == record.summary["predictor"]:
+            found.setdefault(row["selection"], []).append(row)
+    return {selection: patient_scores(rows, record.summary["classes"][1:]) for selection, rows in found.items()}
+
+
 def patient_scores(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Scores:
     """Return the score of every patient: per class over its cases, and the mean over classes."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}

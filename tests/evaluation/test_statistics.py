@@ -125,8 +125,10 @@ def test_area_is_the_mean_height():
     assert area([1, 3, 5], [0.5, 0.5, 0.5]) == pytest.approx(0.5)
     assert area([1, 2, 4], [[0.0, 1.0, 1.0]]) == pytest.approx((0.5 * 1 + 1 * 2) / 3)
     assert area([1, 2, 4], [0.0, 1.0, 1.0], scale="log") == pytest.approx(0.75)
-    with pytest.raises(ShapeError, match="rising"):
-        area([2, 2], [0, 1])
+    assert area([0, 1, 4], [0.0, 1.0, 1.0]) == pytest.approx((0.5 * 1 + 1 * 3) / 4)
+    for budgets, scale in (([2, 2], "linear"), ([-1, 2], "linear"), ([0, 2], "log")):
+        with pytest.raises(ShapeError, match="rising"):
+            area(budgets, [0, 1], scale=scale)
 
 
 def test_labels_needed_by_hand():

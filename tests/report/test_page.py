@@ -13,7 +13,7 @@ import pytest
 
 from labeleff.report.analysis import TABLES, analyse
 from labeleff.report.figures import styles
-from labeleff.report.page import csv_text, exact, saving, write_report
+from labeleff.report.page import DIGITS, csv_text, exact, saving, write_report
 from labeleff.sweep.collect import collect
 
 from ..sweep.fake import fake_sweep
@@ -107,7 +107,8 @@ def test_csv_files_are_the_tables(analysis, folder):
                     assert text == str(value)
 
 
-def test_every_number_on_the_page_is_a_rounded_cell(folder, page):
+def check_cells(folder, page):
+    """Check every number of a page against the CSV files beside it, and return their rows by table."""
     files = {}
     for name in TABLES:
         with (folder / f"{name}.csv").open(newline="") as file:
@@ -124,7 +125,12 @@ def test_every_number_on_the_page_is_a_rounded_cell(folder, page):
         else:
             decimals = len(text.partition(".")[2])
             assert abs(float(text) - float(value)) <= 0.5 * 10**-decimals + 1e-12, (found, text)
-            assert decimals or float(value).is_integer() or found["data-column"] == "seconds"
+            assert decimals or float(value).is_integer() or DIGITS.get(found["data-column"]) == 0
+    return files
+
+
+def test_every_number_on_the_page_is_a_rounded_cell(folder, page):
+    files = check_cells(folder, page)
     shown = {(found["data-table"], found["data-column"], int(found["data-row"])) for found, _ in page.cells}
     for name, column in (("curves", "mean"), ("differences", "difference"), ("cost", "seconds"), ("runs", "dice")):
         assert {row for table, of, row in shown if (table, of) == (name, column)} == set(range(len(files[name])))

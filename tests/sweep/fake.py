@@ -31,6 +31,7 @@ def fake_sweep(
     datasets=("phantom",),
     noise=0.03,
     deviations=(),
+    base=BASE,
     left_out=(),
     pictures=False,
     seed=0,
@@ -50,13 +51,14 @@ def fake_sweep(
         datasets: Their names.
         noise: Standard deviation of draws, of patients, and of what remains.
         deviations: As the plan says them.
+        base: Recipe of all runs.
         left_out: Names of runs (or parts of names) that are planned and have not been run.
         pictures: Write pictures of three cases per run.
         seed: Of the simulation.
         **benchmark: Further keys of the benchmark.
     """
     gain = gain or {}
-    base = load_recipe(BASE)
+    recipe_of_all = load_recipe(base)
     jobs = []
     for number, (dataset, method) in enumerate((d, m) for d in datasets for m in methods):
         for budget in budgets:
@@ -64,9 +66,9 @@ def fake_sweep(
                 for training in range(seeds):
                     # another seed for every method makes its runs differ from the others' in what the key is made of
                     recipe = replace(
-                        base,
+                        recipe_of_all,
                         seed=10_000 * number + 1000 * training + draw,
-                        data=replace(base.data, labelled=budget, draw=draw),
+                        data=replace(recipe_of_all.data, labelled=budget, draw=draw),
                     )
                     key = result_key(recipe)
                     name = f"{dataset}-{method}-n{budget}-d{draw}-s{training}-{key}"
@@ -86,7 +88,7 @@ def fake_sweep(
                     )
     plain = {
         "name": "fake",
-        "base": BASE,
+        "base": base,
         "baseline": methods[0],
         "methods": {name: {"stages": "methods/supervised"} for name in methods},
         "datasets": {name: {} for name in datasets},

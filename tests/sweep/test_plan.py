@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from labeleff.evaluation.statistics import spread
-from labeleff.report.analysis import PRIMARY
+from labeleff.report.cells import PRIMARY
 from labeleff.sweep.plan import TYPICAL, plan, power
 
 from .small import small_benchmark
