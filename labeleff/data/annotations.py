@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.batch import IGNORE
+from labeleff.data.store import ONE_THREAD
 from labeleff.edits import Edit
 from labeleff.errors import DataError, StoreError
 from labeleff.files import write_atomically
@@ -213,7 +214,7 @@ class AnnotationStore:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        self._open[name] = blosc2.open(str(self.folder / "labels" / name), mode="r")
+        self._open[name] = blosc2.open(str(self.folder / "labels" / name), mode="r", dparams=ONE_THREAD["dparams"])
         if len(self._open) > OPEN_HANDLES:
             self._open.popitem(last=False)
         return self._open[name]
@@ -315,8 +316,8 @@ class AnnotationStore:
 
     def _write(self, name: str, label: NDArray[np.uint8]) -> dict[str, str]:
         chunks = tuple(min(n, CHUNK) for n in label.shape)
-        array = blosc2.asarray(np.ascontiguousarray(label), chunks=chunks, cparams={"nthreads": 1})
-        # in one piece: blosc2 itself opens and cuts a file dozens of times, which waits for the disk of other runs
+        # written in one piece: blosc2 itself opens and cuts a file dozens of times, which waits for the disk of other runs
+        array = blosc2.asarray(np.ascontiguousarray(label), chunks=chunks, contiguous=True, **ONE_THREAD)
         content = array.to_cframe()
         write_atomically(self.folder / "labels" / name, content)
         digest = hashlib.sha256(content).hexdigest()

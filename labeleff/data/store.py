@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,6 +28,8 @@ from labeleff.files import write_atomically
 FORMAT = 1
 CHUNK = 32
 OPEN_HANDLES = 64
+ONE_THREAD: Mapping[str, Any] = {"cparams": {"nthreads": 1}, "dparams": {"nthreads": 1}}
+"""Options of blosc2: handing a chunk of a patch over to a thread takes longer than to unpack it, 20 times so on a busy machine."""
 Normalise = Literal["zscore", "minmax", "none"]
 
 
@@ -181,7 +183,7 @@ class ImageStore:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        array = blosc2.open(str(self.cache / entry.folder / "image.b2nd"), mode="r")
+        array = blosc2.open(str(self.cache / entry.folder / "image.b2nd"), mode="r", dparams=ONE_THREAD["dparams"])
         if tuple(array.shape) != (entry.channels, *entry.shape):
             raise ValueError(f"holds an array of shape {tuple(array.shape)}")
         self._open[name] = array
@@ -271,7 +273,7 @@ def _publish(stored: NDArray[Any], entry: Entry, cache: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     chunks = tuple(min(n, CHUNK) for n in stored.shape)
-    blosc2.asarray(stored, urlpath=str(temporary / "image.b2nd"), chunks=chunks, cparams={"nthreads": 1})
+    blosc2.asarray(stored, urlpath=str(temporary / "image.b2nd"), chunks=chunks, **ONE_THREAD)
     write_atomically(temporary / "entry.json", json.dumps(entry.__dict__))
     try:
         temporary.rename(target)
