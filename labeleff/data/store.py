@@ -28,9 +28,10 @@ from labeleff.files import write_atomically
 FORMAT = 1
 CHUNK = 32
 OPEN_HANDLES = 64
-ONE_THREAD: Mapping[str, Any] = {"cparams": {"nthreads": 1}, "dparams": {"nthreads": 1}}
-"""Options of blosc2: handing a chunk of a patch over to a thread takes longer than to unpack it, 20 times so on a busy machine."""
 Normalise = Literal["zscore", "minmax", "none"]
+ONE_THREAD: Mapping[str, Any] = {"cparams": {"nthreads": 1}, "dparams": {"nthreads": 1}}
+"""Options of blosc2: threads would be made anew for every chunk, which takes longer than to pack or unpack it."""
+os.environ.setdefault("BLOSC_NTHREADS", "1")  # blosc2 4.14 packs arrays with four threads whatever its options say
 
 
 class Images(Protocol):
