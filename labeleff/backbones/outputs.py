@@ -33,6 +33,14 @@ def logits_of(output: Any) -> Tensor:
     raise ShapeError(f"the backbone returned {type(output).__name__}; a tensor of logits [B, K, *S] is needed")
 
 
+def tensors_of(output: Any) -> list[Tensor]:
+    """Return all tensors in nested tuples, lists and mappings, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
 class Unwrapped(nn.Module):
     """A network whose output is unwrapped; its parameters are found under ``network.``.
 
