@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -55,21 +56,26 @@ class DryRun:
     """What a pass has shown.
 
     Args:
+        network: The copy of the network that was run.
         outputs: What modules returned, in the order in which they did.
         final: What the network returned.
         image: What it was given, [1, C, *S].
-        inputs: Sizes that each module was given in its first call, by name; None where it was no tensor.
     """
 
+    network: nn.Module
     outputs: list[Output]
     final: list[Tensor]
     image: Tensor
-    inputs: dict[str, tuple[int, ...] | None]
     parents: dict[Any, list[Any]] = field(default_factory=dict)
     """Every operation on the way to what the network returned, with those it takes from."""
 
     def __post_init__(self) -> None:
         self.parents = graph_of(tensor.grad_fn for tensor in self.final)
+
+    def parameters_behind(self, tensor: Tensor) -> tuple[str, ...]:
+        """Return the names of the parameters that a tensor depends on, in the network's order."""
+        reached = {id(node.variable) for node in graph_of([tensor.grad_fn]) if hasattr(node, "variable")}
+        return tuple(name for name, parameter in self.network.named_parameters() if id(parameter) in reached)
 
     def ancestors(self, node: Any) -> set[Any]:
         """Return all operations that one depends on, itself included."""
@@ -107,14 +113,10 @@ def _walk(start: list[Any], neighbours: Any) -> set[Any]:
     return seen
 
 
-def parameters_behind(tensor: Tensor, network: nn.Module) -> tuple[str, ...]:
-    """Return the names of the parameters that a tensor of a dry run depends on, in the network's order."""
-    reached = {id(node.variable) for node in graph_of([tensor.grad_fn]) if hasattr(node, "variable")}
-    return tuple(name for name, parameter in network.named_parameters() if id(parameter) in reached)
-
-
 def dry_run(network: nn.Module, task: Task, patch: Sequence[int]) -> DryRun:
-    """Return what a network's modules do with one random image, in eval mode. The network is left as it was.
+    """Return what a network's modules do with one random image, in eval mode.
+
+    A copy is run, since some networks keep tensors of a pass in attributes, with which they could not be copied any more.
 
     Args:
         network: Any backbone.
@@ -125,51 +127,41 @@ def dry_run(network: nn.Module, task: Task, patch: Sequence[int]) -> DryRun:
         ShapeError: The network cannot take the patch.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(mode=False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(_differentiable(network))
+    outputs: list[Output] = []
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        twin = _differentiable_copy(network)
         image = torch.randn(1, task.channels, *patch, generator=torch.Generator().manual_seed(SEED)).to(device)
-        outputs: list[Output] = []
-        inputs: dict[str, tuple[int, ...] | None] = {}
-        stack.enter_context(_noting(network, outputs, inputs))
-        try:
-            final = network.forward(image)  # past the network's own hooks: a trial is not an image that a method sees
-        except (RuntimeError, ValueError, AssertionError, IndexError):
-            check_patch(network, task, patch)
-            raise
-    return DryRun(outputs, tensors_of(final), image, inputs)
+        with _noting(twin, outputs):
+            try:
+                final = twin.forward(image)  # past the network's own hooks: a trial is not an image that a method sees
+            except (RuntimeError, ValueError, AssertionError, IndexError):
+                check_patch(network, task, patch)
+                raise
+    return DryRun(twin, outputs, tensors_of(final), image)
+
+
+def _differentiable_copy(network: nn.Module) -> nn.Module:
+    """Return a copy in eval mode all of whose parameters ask for gradients, so that the graph shows all of them."""
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        for tensor in tensors_of(vars(module)):
+            if not tensor.is_leaf:  # kept from a pass, and of no use to the next
+                memo[id(tensor)] = tensor.detach()
+    twin = copy.deepcopy(network, memo).eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return twin
 
 
 @contextmanager
-def _differentiable(network: nn.Module) -> Iterator[None]:
-    """Within, everything is in eval mode and all parameters ask for gradients, so that the graph shows all of them."""
-    modes = [(module, module.training) for module in network.modules()]
-    asked = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    try:
-        network.eval()
-        for parameter, _ in asked:
-            if parameter.is_floating_point():
-                parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter, wanted in asked:
-            parameter.requires_grad_(wanted)
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def _noting(network: nn.Module, outputs: list[Output], inputs: dict[str, tuple[int, ...] | None]) -> Iterator[None]:
+def _noting(network: nn.Module, outputs: list[Output]) -> Iterator[None]:
     """Within, what modules return is noted. Hooks return None: anything else would take the place of the output."""
     calls: dict[str, int] = {}
     open_calls: list[tuple[str, int, int]] = []
     starts = count()
     handles = []
 
-    def begin(name: str, arguments: tuple[Any, ...]) -> None:
-        given = tensors_of(arguments)
-        inputs.setdefault(name, tuple(given[0].shape) if given else None)
+    def begin(name: str) -> None:
         calls[name] = calls.get(name, -1) + 1
         open_calls.append((name, calls[name], next(starts)))
 
@@ -180,7 +172,7 @@ def _noting(network: nn.Module, outputs: list[Output], inputs: dict[str, tuple[i
 
     for name, module in network.named_modules():
         if name:
-            handles.append(module.register_forward_pre_hook(lambda _, given, name=name: begin(name, given)))
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: begin(name)))
             handles.append(module.register_forward_hook(lambda _, __, returned: finish(returned)))
     try:
         yield

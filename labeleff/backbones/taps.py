@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from labeleff.backbones.dry_run import DryRun, Output, dry_run, parameters_behind
+from labeleff.backbones.dry_run import DryRun, Output, dry_run
 from labeleff.backbones.outputs import nearest_size, tensors_of
 from labeleff.batch import Task
 from labeleff.errors import ShapeError, did_you_mean
@@ -134,7 +134,7 @@ def find_taps(
     def tap(output: Output) -> Tap:
         shape = tuple(output.tensor.shape[2:])
         stride = tuple(n / m for n, m in zip(size, shape, strict=True))
-        behind = parameters_behind(output.tensor, network)
+        behind = run.parameters_behind(output.tensor)
         return Tap(output.module, output.call, output.item, output.tensor.shape[1], shape, stride, behind)
 
     return Taps((*map(tap, encoding), tap(deepest)), tuple(map(tap, decoding)))

@@ -239,6 +239,16 @@ def test_tokens_are_refused_by_name(convolution):
     assert find_taps(network, TOY, patch=(16, 16), bottleneck="up").bottleneck.stride == (2, 2)
 
 
+def test_tensors_that_a_network_keeps_do_not_stay_in_it():
+    network = make("dynunet deep", 2)
+    image = torch.randn(2, 2, 32, 32)
+    network(image).sum().backward()  # a network that trains holds on to its heads
+    taps = find_taps(network, TASK[2], patch=(32, 32))
+    fresh = make("dynunet deep", 2)
+    assert find_taps(fresh, TASK[2], patch=(32, 32)) == taps
+    copy.deepcopy(fresh)  # which fails for one that holds tensors of a pass with gradients
+
+
 def test_a_patch_that_does_not_fit_is_refused():
     network = registry.get("backbone", "dynunet")(TOY, filters=(4, 4, 4))
     with pytest.raises(ShapeError, match="multiples of"):
