@@ -129,7 +129,7 @@ def dry_run(network: nn.Module, task: Task, patch: Sequence[int]) -> DryRun:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     outputs: list[Output] = []
     with torch.inference_mode(mode=False), torch.enable_grad():
-        twin = _differentiable_copy(network)
+        twin = differentiable_copy(network)
         image = torch.randn(1, task.channels, *patch, generator=torch.Generator().manual_seed(SEED)).to(device)
         with _noting(twin, outputs):
             try:
@@ -140,7 +140,7 @@ def dry_run(network: nn.Module, task: Task, patch: Sequence[int]) -> DryRun:
     return DryRun(twin, outputs, tensors_of(final), image)
 
 
-def _differentiable_copy(network: nn.Module) -> nn.Module:
+def differentiable_copy(network: nn.Module) -> nn.Module:
     """Return a copy in eval mode all of whose parameters ask for gradients, so that the graph shows all of them."""
     memo: dict[int, Any] = {}
     for module in network.modules():
