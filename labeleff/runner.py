@@ -21,6 +21,7 @@ from torch import nn
 from labeleff import registry
 from labeleff.annotators.base import Annotator
 from labeleff.asking import answer_by_oracle, edits_or_questions, in_words, regions_of, still_open, weights_digest
+from labeleff.backbones.mc_dropout import has_dropout
 from labeleff.batch import Progress, derive_seed
 from labeleff.data.annotations import AnnotationStore
 from labeleff.data.rounds import Asked, Rounds
@@ -29,7 +30,7 @@ from labeleff.edits import Edit, Reviewed
 from labeleff.errors import RecipeError, RunError, Waiting
 from labeleff.evaluation.averaging import Averaged
 from labeleff.evaluation.evaluate import Viewer
-from labeleff.evaluation.inference import has_dropout, segment
+from labeleff.evaluation.inference import segment
 from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans

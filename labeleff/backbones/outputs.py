@@ -33,6 +33,14 @@ def logits_of(output: Any) -> Tensor:
     raise ShapeError(f"the backbone returned {type(output).__name__}; a tensor of logits [B, K, *S] is needed")
 
 
+def tensors_of(output: Any) -> list[Tensor]:
+    """Return all tensors in nested tuples, lists and mappings, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
 class Unwrapped(nn.Module):
     """A network whose output is unwrapped; its parameters are found under ``network.``.
 
@@ -57,10 +65,10 @@ def check_patch(backbone: nn.Module, task: Task, patch: Sequence[int]) -> None:
     Raises:
         ShapeError: The network cannot take it, or does not return logits of its size; the message names a size that works.
     """
-    if _accepts(backbone, task, patch):
+    if accepts(backbone, task, patch):
         return
-    for divisor, nearest in _rounded(patch):
-        if nearest != list(patch) and _accepts(backbone, task, nearest):
+    for divisor, nearest in rounded(patch):
+        if nearest != list(patch) and accepts(backbone, task, nearest):
             raise ShapeError(
                 f"data.patch is {list(patch)}, which this backbone cannot take; multiples of {divisor} work, such as {nearest}"
             )
@@ -82,8 +90,8 @@ def nearest_size(backbone: nn.Module, task: Task, size: Sequence[float]) -> tupl
         ShapeError: None of these can be taken.
     """
     floor = tuple(max(1, math.floor(n)) for n in size)
-    for candidate in (floor, *(tuple(nearest) for _, nearest in _rounded(size))):
-        if _accepts(backbone, task, candidate):
+    for candidate in (floor, *(tuple(nearest) for _, nearest in rounded(size))):
+        if accepts(backbone, task, candidate):
             return candidate
     raise ShapeError(
         f"this backbone takes neither {list(floor)} nor a multiple of 2, 4, … 64 near it: it cannot see images of "
@@ -91,13 +99,14 @@ def nearest_size(backbone: nn.Module, task: Task, size: Sequence[float]) -> tupl
     )
 
 
-def _rounded(size: Sequence[float]) -> Iterator[tuple[int, list[int]]]:
-    """Yield divisors and the multiples of them that are nearest to a size."""
+def rounded(size: Sequence[float]) -> Iterator[tuple[int, list[int]]]:
+    """Return, one after the other, divisors and the multiples of them that are nearest to a size."""
     for divisor in (2, 4, 8, 16, 32, 64):
         yield divisor, [max(divisor, round(n / divisor) * divisor) for n in size]
 
 
-def _accepts(backbone: nn.Module, task: Task, patch: Sequence[int]) -> bool:
+def accepts(backbone: nn.Module, task: Task, patch: Sequence[int]) -> bool:
+    """Return whether a network gives logits of its size for a patch; it is tried in eval mode, and left as it was."""
     training = {module: module.training for module in backbone.modules()}
     state = torch.get_rng_state()
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))

@@ -11,14 +11,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
+from labeleff.backbones.mc_dropout import prediction_modes
 from labeleff.functional.regions import hard_labels, largest_components
-
-
-def has_dropout(network: nn.Module) -> bool:
-    """Return whether a network drops anything out while it trains."""
-    return any(isinstance(module, _DropoutNd) and module.p > 0 for module in network.modules())
 
 
 @contextmanager
@@ -29,17 +24,8 @@ def evaluating(network: nn.Module, *, dropout: bool = False) -> Iterator[None]:
         network: Any network.
         dropout: Leave dropout on (Monte Carlo dropout); norm layers stay in eval mode.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    for module in network.modules():
-        if dropout and isinstance(module, _DropoutNd):
-            module.train()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with prediction_modes(network, dropout=dropout), torch.inference_mode():
+        yield
 
 
 def predict_volume(

@@ -146,17 +146,19 @@ def segmentation_loss(
     return (cross_entropy + overlap).sum() / 2
 
 
-def soft_segmentation_loss(logits: Tensor, target: Tensor, *, dice: DiceForm = "squared") -> Tensor:
-    """Return (cross-entropy + Dice loss) / 2 with shares q for labels, such as several raters'; 0 where nothing is known.
+def soft_losses(logits: Tensor, target: Tensor, *, dice: DiceForm = "squared") -> tuple[Tensor, Tensor]:
+    """Return cross-entropy and Dice loss with shares q for labels; both 0 with a gradient where nothing is known.
 
     Cross-entropy is the mean of ``-Σ_k q_k log p_k`` over the known voxels; the Dice loss is that of :func:`region_losses`
-    with q for y. Where q is one-hot this is :func:`segmentation_loss`. The Dice loss ``squared`` is smallest at
-    p = q; ``linear`` is not: it pulls p towards 0 and 1.
+    with q for y. ``squared`` is smallest at p = q; ``linear`` is not: it pulls p towards 0 and 1.
 
     Args:
         logits: [B, K, *S].
         target: [B, K, *S] shares that sum to 1 over the classes, or to 0 where nothing is known.
         dice: Form of the Dice loss.
+
+    Returns:
+        Two scalars, float32.
     """
     q = target.float()
     known = (q.sum(1, keepdim=True) > 0).float()
@@ -169,7 +171,21 @@ def soft_segmentation_loss(logits: Tensor, target: Tensor, *, dice: DiceForm = "
         ratio = (2 * overlap + LINEAR_EPS) / ((p + q).sum(space) + LINEAR_EPS)
     else:
         ratio = (2 * overlap.sum(0) + SQUARED_EPS) / ((p * p + q * q).sum(space).sum(0) + SQUARED_EPS)
-    return (cross_entropy + 1 - ratio.mean()) / 2
+    return cross_entropy, 1 - ratio.mean()
+
+
+def soft_segmentation_loss(logits: Tensor, target: Tensor, *, dice: DiceForm = "squared") -> Tensor:
+    """Return (cross-entropy + Dice loss) / 2 with shares for labels, such as several raters'; see :func:`soft_losses`.
+
+    Where the shares are one-hot this is :func:`segmentation_loss`.
+
+    Args:
+        logits: [B, K, *S].
+        target: [B, K, *S] shares that sum to 1 over the classes, or to 0 where nothing is known.
+        dice: Form of the Dice loss.
+    """
+    cross_entropy, overlap = soft_losses(logits, target, dice=dice)
+    return (cross_entropy + overlap) / 2
 
 
 def probability_mse(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:

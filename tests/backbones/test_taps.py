@@ -1,0 +1,278 @@
+"""Feature taps on every registered backbone and on small networks that are awkward on purpose."""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from labeleff import registry
+from labeleff.backbones.taps import capture, encode, find_taps
+from labeleff.batch import Task
+from labeleff.errors import ShapeError
+
+CASES = {
+    # name: options, strides of the encoder, strides of the decoder
+    "unet": ({"channels": (4, 8, 16)}, [2, 4], [2]),
+    "basic_unet": ({"features": (4, 4, 8, 8, 16, 4)}, [1, 2, 4, 8, 16], [8, 4, 2, 1]),
+    "vnet": ({}, [1, 2, 4, 8, 16], [8, 4, 2, 1]),
+    "segresnet": ({"filters": 8, "blocks_down": (1, 1, 1)}, [1, 2, 4], [2, 1]),
+    "dynunet": ({"filters": (4, 8, 16)}, [1, 2, 4], [2, 1]),
+    "dynunet deep": ({"filters": (4, 8, 8, 8), "deep_supervision": True}, [1, 2, 4, 8], [4, 2, 1]),
+    "unet plain": ({"channels": (4, 8, 16), "res_units": 0, "dropout": 0.3, "norm": "batch"}, [2, 4], [2]),
+}
+TASK = {ndim: Task(("background", "one", "two"), ndim, channels=2) for ndim in (2, 3)}
+
+
+def make(case, ndim):
+    torch.manual_seed(0)
+    return registry.get("backbone", case.split()[0])(TASK[ndim], **CASES[case][0])
+
+
+def state(network):
+    """Everything a dry run might have changed."""
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()]
+    modes = [m.training for m in network.modules()]
+    asked = [p.requires_grad for p in network.parameters()]
+    return hooks, modes, asked, [b.clone() for b in network.buffers()], torch.get_rng_state()
+
+
+def same(before, after):
+    tensors = zip([*before[3], before[4]], [*after[3], after[4]], strict=True)
+    return before[:3] == after[:3] and all(torch.equal(a, b) for a, b in tensors)
+
+
+def test_every_registered_backbone_is_here():
+    assert {case.split()[0] for case in CASES} == set(registry.names("backbone"))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_levels_parameters_and_an_encoder_that_stops(case, ndim):
+    network, task = make(case, ndim), TASK[ndim]
+    next(network.parameters()).requires_grad_(False)
+    before = state(network)
+    taps = find_taps(network, task, patch=(32,) * ndim)
+    assert same(before, state(network))
+    next(network.parameters()).requires_grad_(True)
+    _, down, up = CASES[case]
+    assert [tap.stride for tap in taps.encoder] == [(stride,) * ndim for stride in down]
+    assert [tap.stride for tap in taps.decoder] == [(stride,) * ndim for stride in up]
+    assert taps.bottleneck == taps.encoder[-1]
+
+    image = torch.randn(2, 2, *[32] * ndim)
+    network.eval()
+    with capture(network, [*taps.encoder, *taps.decoder]) as found:
+        network(image)
+    for tap, feature in found.items():
+        assert (feature.shape[1], *feature.shape[2:]) == (tap.channels, *tap.shape)
+        network.zero_grad()
+        feature.square().sum().backward(retain_graph=True)  # what a feature depends on gets a gradient
+        assert {n for n, p in network.named_parameters() if p.grad is not None} == set(tap.parameters)
+    network.zero_grad()
+
+    names = [name for name, _ in network.named_parameters()]
+    encoder = set(taps.encoder_parameters)
+    levels = [set(taps.decoder_parameters(level)) for level in range(len(taps.decoder))]
+    assert not encoder & set.union(*levels)
+    assert all(low < high for low, high in itertools.pairwise(levels))
+    rest = set(names) - encoder - levels[-1]
+    assert rest  # the head
+    assert list(taps.encoder_parameters) == [name for name in names if name in encoder]
+
+    own = {name: {f"{name}.{p}" for p, _ in m.named_parameters(recurse=False)} for name, m in network.named_modules()}
+    for mode in (False, True):
+        network.train(mode)
+        torch.manual_seed(1)
+        with capture(network, taps.encoder) as whole:
+            network(image)
+        counts = dict.fromkeys(own, 0)
+
+        def count(name, counts=counts):
+            return lambda *_: counts.update({name: counts[name] + 1})
+
+        hooks = [m.register_forward_pre_hook(count(name)) for name, m in network.named_modules()]
+        torch.manual_seed(1)
+        features = encode(network, image, taps.encoder)
+        for hook in hooks:
+            hook.remove()
+        assert all(torch.equal(f, whole[tap]) for f, tap in zip(features, taps.encoder, strict=True))
+        assert not any(counts[name] for name, parameters in own.items() if parameters - encoder)
+        assert all(counts[name] for name, parameters in own.items() if parameters & encoder)
+    assert state(network)[0] == before[0]
+    assert pickle.loads(pickle.dumps(taps)) == taps
+
+
+class Net(nn.Module):
+    """A small encoder and decoder with whatever is put between them."""
+
+    def __init__(self, middle=None, width=6):
+        super().__init__()
+        self.first = nn.Conv2d(1, width, 3, padding=1)
+        self.down = nn.Conv2d(width, width, 3, padding=1, stride=2)
+        self.shared = nn.Conv2d(width, width, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.middle = middle or nn.Identity()
+        self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.aside = nn.Conv2d(width, width, 1)
+        self.head = nn.Conv2d(width, 3, 1)
+
+    def forward(self, x):
+        x = self.act(self.first(x))
+        y = self.act(self.shared(self.down(x)))
+        y = self.act(self.shared(self.middle(y)))
+        self.aside(y)  # the output does not depend on it
+        return self.head(self.up(y) + x)
+
+
+TOY = Task(("a", "b", "c"), 2)
+
+
+def test_a_module_called_twice_is_tapped_at_its_last_call():
+    network = Net()
+    taps = find_taps(network, TOY, patch=(16, 16))
+    assert [(t.module, t.call) for t in taps.encoder] == [("act", 0), ("act", 2)]
+    assert [(t.module, t.call) for t in taps.decoder] == [("up", 0)]
+    x = torch.randn(2, 1, 16, 16)
+    fine, deep = encode(network, x, taps.encoder)
+    first = F.relu(network.first(x))
+    once = F.relu(network.shared(network.down(first)))
+    assert torch.equal(fine, first)
+    assert torch.equal(deep, F.relu(network.shared(once)))
+    # the same through the whole pass, in any order of taps, pass after pass
+    with capture(network, taps.encoder[::-1]) as found:
+        for scale in (1.0, 2.0):
+            network(scale * x)
+            assert torch.equal(found[taps.encoder[0]], F.relu(network.first(scale * x)))
+    assert "aside.weight" not in {p for tap in (*taps.encoder, *taps.decoder) for p in tap.parameters}
+
+
+class Gate(nn.Module):
+    """Squeeze and excite: a branch of one voxel, wider than anything else."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.pool, self.wide, self.back = nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, 40, 1), nn.Conv2d(40, width, 1)
+
+    def forward(self, x):
+        return x * self.back(self.wide(self.pool(x))).sigmoid()
+
+
+def test_gates_of_one_voxel_are_no_bottleneck():
+    taps = find_taps(Net(Gate()), TOY, patch=(16, 16))
+    assert taps.bottleneck.shape == (8, 8)
+    assert "middle.wide.weight" in taps.encoder_parameters
+
+
+class InPlace(nn.Module):
+    """Adds to what a module has returned, in place: the module's output is no feature, the block's is."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        out = self.conv(x)
+        out += x
+        return self.last(out)
+
+
+def test_what_is_changed_afterwards_is_not_tapped():
+    network = Net(InPlace())
+    run = find_taps(network, TOY, patch=(16, 16), bottleneck="middle")
+    assert run.bottleneck.module == "middle"
+    network.middle.last = nn.Identity()
+    assert find_taps(network, TOY, patch=(16, 16)).bottleneck.module == "act"
+
+
+def test_modules_can_be_named():
+    network = Net()
+    network.alias = network.down
+    taps = find_taps(network, TOY, patch=(16, 16), bottleneck="alias", encoder=["first"], decoder=["up", "head"])
+    assert [tap.module for tap in (*taps.encoder, *taps.decoder)] == ["first", "down", "up", "head"]
+    assert set(taps.encoder_parameters) == {"first.weight", "first.bias", "down.weight", "down.bias"}
+    with pytest.raises(ShapeError, match=r"no module 'dwon'\. Did you mean 'down'\?"):
+        find_taps(network, TOY, patch=(16, 16), bottleneck="dwon")
+    network.tokens = nn.Identity()
+    with pytest.raises(ShapeError, match="returns no feature map"):
+        find_taps(network, TOY, patch=(16, 16), decoder=["tokens"])
+
+
+def test_without_downsampling_there_is_no_bottleneck():
+    network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    before = state(network)
+    with pytest.raises(ShapeError, match=r"no bottleneck.*\[16, 16\].*name the module"):
+        find_taps(network, TOY, patch=(16, 16))
+    assert same(before, state(network))
+
+
+class Transformer(nn.Module):
+    """Patches become tokens; what is a map again comes last."""
+
+    def __init__(self, convolution):
+        super().__init__()
+        self.embed = nn.Conv2d(1, 8, 4, stride=4) if convolution else nn.Linear(16, 8)
+        self.block = nn.Linear(8, 8)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.head = nn.ConvTranspose2d(8, 3, 2, stride=2)
+
+    def forward(self, x):
+        side = x.shape[-1] // 4
+        if isinstance(self.embed, nn.Conv2d):
+            tokens = self.embed(x).flatten(2).transpose(1, 2)
+        else:
+            tokens = self.embed(F.unfold(x, 4, stride=4).transpose(1, 2))
+        y = self.block(tokens).transpose(1, 2).unflatten(2, (side, side))
+        return self.head(self.up(y))
+
+
+@pytest.mark.parametrize("convolution", [True, False])
+def test_tokens_are_refused_by_name(convolution):
+    network = Transformer(convolution)
+    with pytest.raises(ShapeError, match=r"works on tokens \(module '(block|embed)' returns \[1, 16, 8\]\)") as error:
+        find_taps(network, TOY, patch=(16, 16))
+    assert "\n" not in str(error.value)
+    assert find_taps(network, TOY, patch=(16, 16), bottleneck="up").bottleneck.stride == (2, 2)
+
+
+def test_tensors_that_a_network_keeps_do_not_stay_in_it():
+    network = make("dynunet deep", 2)
+    image = torch.randn(2, 2, 32, 32)
+    network(image).sum().backward()  # a network that trains holds on to its heads
+    taps = find_taps(network, TASK[2], patch=(32, 32))
+    fresh = make("dynunet deep", 2)
+    assert find_taps(fresh, TASK[2], patch=(32, 32)) == taps
+    copy.deepcopy(fresh)  # which fails for one that holds tensors of a pass with gradients
+
+
+def test_a_patch_that_does_not_fit_is_refused():
+    network = registry.get("backbone", "dynunet")(TOY, filters=(4, 4, 4))
+    with pytest.raises(ShapeError, match="multiples of"):
+        find_taps(network, TOY, patch=(15, 15))
+    assert not any(m._forward_hooks for m in network.modules())
+
+
+def test_the_usual_patch_is_one_that_fits():
+    taps = find_taps(Net(), TOY)
+    assert taps.encoder[0].shape == (64, 64)
+
+
+def test_hooks_go_when_something_fails():
+    network = Net()
+    taps = find_taps(network, TOY, patch=(16, 16))
+    before = state(network)
+    with pytest.raises(RuntimeError), capture(network, taps.encoder):
+        network(torch.zeros(1, 9, 16, 16))
+    with pytest.raises(RuntimeError):
+        encode(network, torch.zeros(1, 9, 16, 16), taps.encoder)
+    assert same(before, state(network))
+    with pytest.raises(ShapeError, match="belong to another network"), capture(nn.Conv2d(1, 1, 1), taps.encoder):
+        pass
+    shorter = copy.deepcopy(network)
+    shorter.forward = lambda x: shorter.head(shorter.first(x))
+    with pytest.raises(ShapeError, match="'act' was not called"):
+        encode(shorter, torch.zeros(1, 1, 16, 16), taps.encoder)
