@@ -11,7 +11,7 @@ from labeleff.errors import DataError, RecipeError
 from labeleff.recipe_io import load_recipe, to_mapping
 from labeleff.registry import Component
 from labeleff.runner import run
-from labeleff.sweep.grid import _told
+from labeleff.sweep.grid import told
 from tests.conftest import tiny
 
 SMALL = {"patients": 3, "test": 1, "size": (32, 32), "slices": 2}
@@ -94,9 +94,9 @@ def test_recipes_spell_out_and_tell_apart_what_is_within():
     assert part.options["size"] == (32, 32)
     assert part.options["sites"] == 1  # a default, spelt out
     assert load_recipe(to_mapping(one)) == one
-    told = json.dumps(_told(one.data))
-    assert '"seed": 5' in told
-    assert '"sites"' not in told
+    kept = json.dumps(told(one.data))
+    assert '"seed": 5' in kept
+    assert '"sites"' not in kept
     changed = load_recipe(to_mapping(one), ["data.dataset.parts.target.seed=6"])
     assert changed.data.dataset.options["parts"]["target"].options["seed"] == 6
 

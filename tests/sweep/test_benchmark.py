@@ -8,7 +8,7 @@ import yaml
 from labeleff.errors import RecipeError
 from labeleff.recipe_io import load_recipe, method_names
 from labeleff.sweep.benchmark import Tuning, benchmark_names, load_benchmark, parse_benchmark
-from labeleff.sweep.grid import _told, expand, rescaled, result_key, terms
+from labeleff.sweep.grid import expand, rescaled, result_key, terms, told
 from labeleff.sweep.tuning import trials
 
 from ..conftest import tiny
@@ -130,11 +130,11 @@ def test_the_key_leaves_out_what_is_the_default():
         tiny(), ["data.contamination=0.0", "stages.1.strategy.decay=0.99", "stages.0.optimiser.nesterov=false"]
     )
     assert result_key(spelt) == result_key(load_recipe(tiny()))
-    told = _told(load_recipe(tiny()))
-    assert "evaluation" in told
-    assert "contamination" not in told["data"]
-    assert told["stages"][1]["strategy"] == ["bcp", {}]
-    assert set(told["data"]["dataset"][1]) == {"patients", "test", "size", "slices"}
+    kept = told(load_recipe(tiny()))
+    assert "evaluation" in kept
+    assert "contamination" not in kept["data"]
+    assert kept["stages"][1]["strategy"] == ["bcp", {}]
+    assert set(kept["data"]["dataset"][1]) == {"patients", "test", "size", "slices"}
 
 
 def test_stages_keep_their_proportions():
