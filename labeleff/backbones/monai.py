@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from labeleff.backbones.outputs import Unwrapped
 from labeleff.batch import Task
@@ -89,7 +90,7 @@ def vnet(task: Task, *, dropout: float = 0.5) -> nn.Module:
     """V-Net (MONAI ``VNet``): 16 base filters, batch norm, the usual network for the left atrium.
 
     Args:
-        dropout: Probability of dropout in the deepest blocks.
+        dropout: Probability of dropout, in the deepest blocks and on what is skipped to the decoder.
     """
     from monai.networks.nets import VNet
 
@@ -100,6 +101,9 @@ def vnet(task: Task, *, dropout: float = 0.5) -> nn.Module:
         dropout_prob_down=dropout,
         dropout_prob_up=(dropout, dropout),
     )
+    for module in network.modules():
+        if isinstance(module, _DropoutNd):  # MONAI leaves 0.5 in the upper levels of the decoder, whatever is asked for
+            module.p = dropout
     return network
 
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from labeleff import registry
+from labeleff.backbones.mc_dropout import dropouts
 from labeleff.backbones.outputs import Unwrapped, check_patch, logits_of
 from labeleff.batch import Task
 from labeleff.errors import ShapeError
@@ -69,3 +71,15 @@ def test_deep_supervision_gives_the_full_resolution_head():
 def test_options_out_of_range(name, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         registry.get("backbone", name)(Task(("a", "b"), 2), **options)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in registry.names("backbone") if "dropout" in registry.options(registry.get("backbone", name))],
+)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_dropout_is_as_asked_for_everywhere(name, p):
+    network = registry.get("backbone", name)(Task(("background", "one"), 2), **(SMALL[name] | {"dropout": p}))
+    found = {module.p for module in network.modules() if isinstance(module, _DropoutNd)}
+    assert found <= {p}
+    assert (len(dropouts(network)) > 0) == (p > 0)
