@@ -15,7 +15,9 @@ def test_rampup():
 
 
 def test_a_weight_rises_over_a_share_of_the_stage():
-    assert [ramped(2.0, t, 0.4) for t in (0, 0.2, 0.4, 1)] == pytest.approx([2 * math.exp(-5), 2 * math.exp(-1.25), 2, 2])
+    assert [ramped(2.0, t, 0.4) for t in (0, 0.2, 0.4, 1)] == pytest.approx(
+        [2 * math.exp(-5), 2 * math.exp(-1.25), 2, 2]
+    )
     assert ramped(2.0, 0.0, 0.0) == 2
 
 

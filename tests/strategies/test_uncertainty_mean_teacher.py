@@ -60,6 +60,60 @@ def test_consistency_of_a_step(scale, step):
     assert float(found.notes["sure"]) == pytest.approx(share)
 
 
+AUTHORS = {
+    "weight": 0.1,
+    "rampup": 1.0,
+    "noise": 0.1,
+    "ramp_decay": True,
+    "teacher_mode": "train",
+    "buffers": "keep",
+    "sample_noise": "each",
+    "scale": "binary",
+}
+
+
+def test_as_the_authors_run_it():
+    """Spelt out: a noisy pass in train mode for the target, four of a doubled batch, log 2 and 2 whatever the classes."""
+    run, batch = started(**AUTHORS)
+    image, valid, student = batch["unlabelled"].image, batch["unlabelled"].valid, run.backbone
+    torch.manual_seed(0)
+    with torch.no_grad():
+
+        def noisy():
+            return image + torch.clamp(0.1 * torch.randn_like(image), -0.2, 0.2)
+
+        target = run.strategy.teacher(noisy()).softmax(1)
+        total = 0
+        for _ in range(4):
+            both = run.strategy.teacher(torch.cat([noisy(), noisy()])).softmax(1)
+            total = total + both[:4] + both[4:]
+        mean = total / 8
+        entropy = -(mean * torch.log(mean + 1e-6)).sum(1, keepdim=True)
+        mask = ((entropy < (0.75 + 0.25 * math.exp(-5 * 0.8**2)) * math.log(2)) & valid).float()
+        squared = (student(image).softmax(1) - target) ** 2
+        expected = 0.1 * math.exp(-5 * 0.8**2) * float((mask * squared).sum() / (2 * mask.sum() + 1e-16))
+    found = consistency(run, batch, step=20)
+    assert 0 < float(mask.sum()) < mask.numel()
+    assert float(found.losses["consistency"].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_student_is_pulled_where_the_teacher_is_sure_and_nowhere_else():
+    run, batch = started()
+    seen = []
+
+    def keep(_, __, logits):
+        logits.retain_grad()
+        seen.append(logits)
+
+    run.backbone.register_forward_hook(keep)
+    found = consistency(run, batch)
+    found.losses["consistency"].backward()
+    count = len(batch["labelled"].image)
+    pulled = seen[0].grad.abs().sum(1) > 0
+    assert not pulled[:count].any()  # of the labelled images nobody is asked
+    assert float(pulled[count:].sum() / batch["unlabelled"].valid.sum()) == pytest.approx(float(found.notes["sure"]))
+
+
 def test_in_the_end_it_is_a_mean_teacher():
     """Where all but guesses are heard, the consistency is that of the plain mean teacher."""
     run, batch = started(sharpen=1.5)
