@@ -11,6 +11,16 @@ def sigmoid_rampup(fraction: float) -> float:
     return math.exp(-5 * (1 - min(max(fraction, 0.0), 1.0)) ** 2)
 
 
+def ramped(weight: float, fraction: float, length: float) -> float:
+    """Return a weight at a share of a stage: it rises by :func:`sigmoid_rampup` over the share ``length``; 0: no ramp."""
+    return weight * (sigmoid_rampup(fraction / length) if length else 1.0)
+
+
+def early_decay(step: int, decay: float) -> float:
+    """Return ``min(1 - 1 / (step + 1), decay)``, with which a teacher is the plain mean of the first students (UA-MT)."""
+    return min(1 - 1 / (step + 1), decay)
+
+
 def rate_factor(
     step: int,
     total: int,

@@ -76,6 +76,18 @@ def fresh_copy(network: nn.Module, *, trainable: bool = False) -> nn.Module:
     return twin
 
 
+def peer_of(network: nn.Module) -> nn.Module:
+    """Return a network of the same kind with weights of its own, drawn anew from torch's global generator; it trains.
+
+    What has no ``reset_parameters`` keeps the weights it is copied with.
+    """
+    peer = fresh_copy(network, trainable=True)
+    for module in peer.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    return peer
+
+
 def set_mode(network: nn.Module, *, training: bool) -> None:
     """Call ``network.train(training)`` unless every module is in that mode already: looking is cheaper than setting."""
     if any(module.training != training for module in network.modules()):

@@ -13,7 +13,7 @@ from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Task
 from labeleff.functional.robust import keep_smallest, voxel_cross_entropy
 from labeleff.functional.schedules import sigmoid_rampup
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, fresh_copy
+from labeleff.strategies.base import Strategy, peer_of
 
 
 @register("strategy", "co_teaching")
@@ -39,10 +39,7 @@ class CoTeaching(Strategy):
 
     def build(self, backbone: nn.Module, task: Task) -> None:  # noqa: ARG002
         """Make the second network: the same, with weights of its own."""
-        self.peer = fresh_copy(backbone, trainable=True)
-        for module in self.peer.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+        self.peer = peer_of(backbone)
 
     def share(self, progress: Progress) -> float:
         """Return the share of voxels that is kept at a step."""

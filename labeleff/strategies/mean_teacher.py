@@ -14,7 +14,8 @@ from torch import nn
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.functional.ema import BufferRule, ema_update_
 from labeleff.functional.losses import DiceForm, probability_mse, segmentation_loss
-from labeleff.functional.schedules import sigmoid_rampup
+from labeleff.functional.schedules import early_decay, ramped
+from labeleff.functional.uncertainty import noised
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy, fresh_copy, set_mode
 
@@ -81,9 +82,8 @@ class MeanTeacher(Strategy):
         count = len(labelled.image)
         logits = backbone(torch.cat([labelled.image, unlabelled.image]))
         with torch.no_grad():
-            noise = (torch.randn_like(unlabelled.image) * self.noise).clamp(-2 * self.noise, 2 * self.noise)
-            target = self.teacher(unlabelled.image + noise).float().softmax(1)
-        weight = self.weight * (sigmoid_rampup(progress.fraction / self.rampup) if self.rampup else 1.0)
+            target = self.teacher(noised(unlabelled.image, self.noise)).float().softmax(1)
+        weight = ramped(self.weight, progress.fraction, self.rampup)
         losses = {
             "supervised": segmentation_loss(logits[:count], labelled.label, dice=self.dice),
             "consistency": weight * probability_mse(logits[count:], target, unlabelled.valid),
@@ -93,7 +93,7 @@ class MeanTeacher(Strategy):
 
     def after_step(self, backbone: nn.Module, progress: Progress) -> None:
         """Move the teacher."""
-        decay = min(1 - 1 / (progress.step + 1), self.decay) if self.ramp_decay else self.decay
+        decay = early_decay(progress.step, self.decay) if self.ramp_decay else self.decay
         ema_update_(self.teacher, backbone, decay, buffers=self.buffer_rule)
 
     def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from labeleff.functional.schedules import rate_factor, sigmoid_rampup
+from labeleff.functional.schedules import early_decay, ramped, rate_factor, sigmoid_rampup
 
 
 def test_rampup():
@@ -12,6 +12,17 @@ def test_rampup():
     assert sigmoid_rampup(0.5) == pytest.approx(math.exp(-1.25))
     assert sigmoid_rampup(1) == sigmoid_rampup(7) == 1
     assert sigmoid_rampup(-1) == sigmoid_rampup(0)
+
+
+def test_a_weight_rises_over_a_share_of_the_stage():
+    assert [ramped(2.0, t, 0.4) for t in (0, 0.2, 0.4, 1)] == pytest.approx(
+        [2 * math.exp(-5), 2 * math.exp(-1.25), 2, 2]
+    )
+    assert ramped(2.0, 0.0, 0.0) == 2
+
+
+def test_a_young_teacher_is_the_mean_of_its_students():
+    assert [early_decay(step, 0.99) for step in (0, 1, 3, 99, 500)] == pytest.approx([0, 0.5, 0.75, 0.99, 0.99])
 
 
 def test_authors_la_schedule_drops_by_ten_every_2500():
