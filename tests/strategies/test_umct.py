@@ -216,9 +216,13 @@ def test_a_provoked_collapse_is_told_with_numbers(bias, words):
     with torch.no_grad():
         network.head.bias[0] += bias
         strategy.views[0].network.head.bias[0] += bias
-    with pytest.warns(UserWarning, match="as the stage started") as told:
+
+    def go_on():
         for step in range(60, 180):
             strategy.step(network, batch, Progress(step, 300))
+
+    with pytest.warns(UserWarning, match="as the stage started") as told:
+        go_on()
     said = [str(one.message) for one in told]
     assert all(words in one and "it is collapsing" in one for one in said)
     assert {one.split()[2] for one in said} == {"view_0", "view_1"}
@@ -344,7 +348,7 @@ def test_a_patch_that_a_view_cannot_take_is_told_in_one_line():
 
 def test_impossible_options_are_refused():
     for options in ({"views": 1}, {"samples": 0}, {"dropout": 1.0}, {"weight": -1.0}, {"rampup": 2.0}, {"samples": 1}):
-        with pytest.raises(ValueError, match="views are|weight and|samples is"):
+        with pytest.raises(ValueError, match=r"views are|weight and|samples is"):
             Umct(**options)
     with pytest.raises(ShapeError, match="there are 2 … 6"):
         built(VOLUMES, views=7)
