@@ -195,7 +195,8 @@ class Umct(Strategy):
 
     def inherit(self, previous: Mapping[str, Tensor]) -> Report:
         """Take over the views of a stage before, or those of an exported ensemble."""
-        taken, left = [], []
+        taken: list[str] = []
+        left: list[str] = []
         for number, network in enumerate(self.views, start=1):
             own, found = network.state_dict(), _view_of(previous, number)
             fits = found.keys() == own.keys() and all(own[key].shape == found[key].shape for key in own)
@@ -222,7 +223,8 @@ class Umct(Strategy):
             shares.pop("unlabelled", None)
         if shares and not self._tried:
             self._try(backbone, next(iter(shares.values())).image)
-        targets, notes = None, {}
+        targets: Tensor | None = None
+        notes: dict[str, Tensor] = {}
         if unlabelled := shares.get("unlabelled"):
             targets, notes = self._teach(members, unlabelled, progress)
         scores = [_together(member, shares) for member in members]

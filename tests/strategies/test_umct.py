@@ -298,14 +298,14 @@ def test_dropout_is_put_in_or_asked_for():
     assert built(dropout_at="own", backbone=ToyNet)[1].said == ""
 
 
-def flat_levels(task):
-    from labeleff.backbones.monai import basic_unet
+def strided(task):
+    from labeleff.backbones.monai import unet
 
-    return basic_unet(task, features=(4, 4, 8, 8, 8, 4), dropout=0.1)
+    return unet(task, channels=(4, 8, 8), dropout=0.1)
 
 
 def test_kernels_can_be_asymmetric():
-    network, strategy = built(VOLUMES, flat_levels, asymmetric="encoder", samples=2)
+    network, strategy = built(VOLUMES, strided, asymmetric="encoder", samples=2)
     assert "blind along axis 2" in strategy.said
     flat = []
     for member in strategy.members(network):
@@ -318,12 +318,6 @@ def test_kernels_can_be_asymmetric():
     assert before == {name: value.shape for name, value in network.state_dict().items()}
     with pytest.raises(RecipeError, match="3-D networks"):
         built(asymmetric="encoder")
-
-
-def strided(task):
-    from labeleff.backbones.monai import unet
-
-    return unet(task, channels=(4, 8), res_units=1)
 
 
 def test_asymmetric_networks_resume():
