@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from labeleff import registry
 from labeleff.backbones.outputs import check_patch
+from labeleff.backbones.views import first_of_ensemble
 from labeleff.batch import IGNORE, Batch, Stream, Task, derive_seed
 from labeleff.data import raters
 from labeleff.data.annotations import AnnotationStore
@@ -87,13 +88,17 @@ class Prepared:
         if stage.start == "fresh":
             return self.backbone(seed)
         try:
-            backbone.load_state_dict(load_file(stage.start))
+            backbone.load_state_dict(first_of_ensemble(load_file(stage.start))[0])
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise RunError(
                 f"start: {stage.start}: these weights do not load into {self.recipe.backbone.name}: {reason}"
             ) from error
         return backbone
+
+    def handed(self, stage: Stage) -> dict[str, Tensor]:
+        """Return what the file that a stage starts from holds beside a network: the other networks of an ensemble."""
+        return {} if stage.start in ("previous", "fresh") else first_of_ensemble(load_file(stage.start))[1]
 
     # -- data -----------------------------------------------------------------------------------------------------------
 
@@ -146,6 +151,11 @@ class Prepared:
                 )
             if plan is not None:
                 plans[name] = plan
+        if streams and not plans:
+            raise RecipeError(
+                f"stages.{index}: no case is bound to any stream of {stage.strategy.name}, so that it has nothing to learn "
+                "from; check data.labelled, data.unlabelled and the stage's streams"
+            )
         return plans
 
     def _plan(self, stage: Stage, name: str, stream: Stream) -> StreamPlan | None:

@@ -279,6 +279,8 @@ class Run:
                 )
         if state is None:
             self.backbone = self.data.start(self.backbone, stage, derive_seed(self.recipe.seed, "init"))
+        else:
+            self._reshape_as_before(index)
         flags = [(p, p.requires_grad) for p in self.backbone.parameters()]
         torch.manual_seed(derive_seed(self.recipe.seed, "build", index))
         strategy.build(self.backbone, self.data.task)
@@ -290,18 +292,35 @@ class Run:
             if annotator is not None:
                 annotator.load_state_dict(state["annotator"])
             optimiser, step = state["optimiser"], state["step"]
-        elif (
-            previous is not None and stage.fold is None
-        ):  # the strategy of another part has seen the labels of this one
-            report = strategy.inherit(previous.state_dict())
-            if report.note:
-                self.log.say(f"stage {index}: {report.note}")
+        else:
+            self._hand_on(index, previous, strategy)
         optimiser = self._fit_stage(index, strategy, annotator, optimiser, step, state)
         if stage.take == "val_best":
             self._take_best(index, strategy)
         for parameter, asked in flags:
             parameter.requires_grad_(asked)
         return strategy, optimiser
+
+    def _reshape_as_before(self, index: int) -> None:
+        """Give the network of a resumed stage the structure that the stages before it have left."""
+        stages = self.recipe.stages[: index + 1]
+        first = max((number for number, stage in enumerate(stages) if stage.start == "fresh"), default=0)
+        for stage in stages[first:index]:
+            earlier: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+            earlier.reshape(self.backbone, self.data.task)
+
+    def _hand_on(self, index: int, previous: Strategy | None, strategy: Strategy) -> None:
+        """Give a strategy the state of the one before, or what came with the weights that the stage starts from."""
+        stage = self.recipe.stages[index]
+        if strategy.said:
+            self.log.say(f"stage {index}: {strategy.said}")
+        if stage.fold is not None:  # the strategy of another part has seen the labels of this one
+            return
+        handed = self.data.handed(stage)
+        if handed or previous is not None:
+            report = strategy.inherit(handed or (previous.state_dict() if previous is not None else {}))
+            if report.note:
+                self.log.say(f"stage {index}: {report.note}")
 
     def _take_best(self, index: int, strategy: Strategy) -> None:
         """Load the weights of the best validation of a stage.

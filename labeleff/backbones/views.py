@@ -7,7 +7,7 @@ UMCT (Xia et al., WACV 2020, arXiv:1811.12506) gives each view j a transform T_j
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import TypeVar
@@ -208,6 +208,15 @@ class Ensemble(nn.Module):
                 outside = other if outside is None else torch.logaddexp(outside, other)
         assert inside is not None  # noqa: S101  there is a member
         return inside - math.log(len(self.networks)) if outside is None else inside - outside
+
+
+def first_of_ensemble(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the state of the first network of an :class:`Ensemble`, and what is left; all of any other network's state."""
+    first = "networks.0."
+    if not any(key.startswith(first) for key in state) or not all(key.startswith("networks.") for key in state):
+        return dict(state), {}
+    own = {key.removeprefix(first): value for key, value in state.items() if key.startswith(first)}
+    return own, {key: value for key, value in state.items() if not key.startswith(first)}
 
 
 def check_views(networks: Sequence[ViewNetwork], task: Task, patch: Sequence[int]) -> None:

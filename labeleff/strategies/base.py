@@ -35,12 +35,23 @@ class Strategy(nn.Module, ABC):
     equivalent_options: ClassVar[Mapping[str, str]] = {}
     """Options whose alternatives may leave a short run as it is, with the reason; all others are checked to matter."""
 
+    said: str = ""
+    """What :meth:`build` has to say, for the log."""
+
     def streams(self) -> dict[str, Stream]:
         """Return the streams this instance draws from. Default: labelled patches."""
         return {"labelled": Stream("labelled")}
 
     def build(self, backbone: nn.Module, task: Task) -> None:
         """Make teachers, heads and further views, once, when the stage starts."""
+
+    def reshape(self, backbone: nn.Module, task: Task) -> str:  # noqa: ARG002
+        """Change the structure of the backbone in place (kernels, dropout) and say how. Default: not at all.
+
+        For :meth:`build` to call. It is called by itself where a run resumes in a later stage, whose weights are those of a
+        network that this stage had changed; a second call must change nothing.
+        """
+        return ""
 
     @abstractmethod
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:

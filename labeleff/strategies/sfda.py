@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import RecipeError
+from labeleff.functional.collapse import LOOK_EVERY, follow_, is_gone
 from labeleff.functional.losses import segmentation_loss
 from labeleff.functional.norms import OnBatchStatistics, batch_statistics, freeze_statistics, norm_affine
 from labeleff.functional.sfda import EPS, Direction, Ratio, class_ratio_kl, entropy_and_ratio
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy
 
-SMOOTHING = 0.05
-"""Share of the newest batch in the means that the guard looks at."""
-LOOK_EVERY = 20
-SMALLEST_PRIOR, SMALLEST_RATIO, SMALLEST_ENTROPY = 1e-3, 0.1, 1e-4
+SMALLEST_PRIOR, SMALLEST_ENTROPY = 1e-3, 1e-4
 
 
 @register("strategy", "sfda")
@@ -203,7 +201,7 @@ class Sfda(Strategy):
         known = ~prior.isnan().any(1)
         if bool(known.any()):
             new = torch.stack([ratio[known].mean(0), prior[known].to(ratio).mean(0)])
-            self.means.lerp_(new.to(self.means), max(SMOOTHING, 1 / (progress.step + 1)))
+            follow_(self.means, new, progress.step)
         names = self.task.classes
         return {f"ratio/{n}": self.means[0, k] for k, n in enumerate(names)} | {
             f"expected/{n}": self.means[1, k] for k, n in enumerate(names)
@@ -213,7 +211,7 @@ class Sfda(Strategy):
         """Warn, once each, of classes that have all but gone, and of predictions that are certain of everything."""
         for k, name in enumerate(self.task.classes):
             predicted, expected = self.means[:, k].tolist()
-            if expected > SMALLEST_PRIOR and predicted < SMALLEST_RATIO * expected and name not in self._warned:
+            if is_gone(predicted, expected) and name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
                     f"step {progress.step + 1}: {name!r} is predicted in {predicted:.2%} of the voxels and expected in "
