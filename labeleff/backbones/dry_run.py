@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labeleff.backbones.outputs import check_patch, tensors_of
+from labeleff.backbones.outputs import check_patch, copy_of, tensors_of
 from labeleff.batch import Task
 
 SEED = 0
@@ -142,12 +141,7 @@ def dry_run(network: nn.Module, task: Task, patch: Sequence[int]) -> DryRun:
 
 def differentiable_copy(network: nn.Module) -> nn.Module:
     """Return a copy in eval mode all of whose parameters ask for gradients, so that the graph shows all of them."""
-    memo: dict[int, Any] = {}
-    for module in network.modules():
-        for tensor in tensors_of(vars(module)):
-            if not tensor.is_leaf:  # kept from a pass, and of no use to the next
-                memo[id(tensor)] = tensor.detach()
-    twin = copy.deepcopy(network, memo).eval()
+    twin = copy_of(network).eval()
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return twin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -122,3 +123,17 @@ def accepts(backbone: nn.Module, task: Task, patch: Sequence[int]) -> bool:
         torch.set_rng_state(state)
         for module, mode in training.items():
             module.training = mode
+
+
+def copy_of(network: nn.Module) -> nn.Module:
+    """Return a deep copy of a network that may have been trained.
+
+    Some keep tensors of their last pass (MONAI's DynUNet its heads), and what has a graph cannot be copied: they are copied
+    without it, and the next pass overwrites them.
+    """
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        for tensor in tensors_of(vars(module)):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(network, memo)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from labeleff.backbones.outputs import copy_of
 from labeleff.batch import Batch, Progress, Report, StepOutput, Stream, Task
 
 
@@ -81,7 +81,7 @@ class Strategy(nn.Module, ABC):
 
 def fresh_copy(network: nn.Module, *, trainable: bool = False) -> nn.Module:
     """Return a deep copy with its own storage (a teacher: without gradients)."""
-    twin = copy.deepcopy(network)
+    twin = copy_of(network)
     for parameter in twin.parameters():
         parameter.requires_grad_(trainable)
     return twin

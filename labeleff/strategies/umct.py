@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,10 +27,10 @@ from labeleff.batch import IGNORE, Batch, Progress, Report, StepOutput, Stream, 
 from labeleff.errors import RecipeError
 from labeleff.functional.collapse import LOOK_EVERY, follow_, is_flooding, is_gone, predicted_shares, with_mean
 from labeleff.functional.losses import DiceForm, region_losses, segmentation_loss
-from labeleff.functional.schedules import sigmoid_rampup
+from labeleff.functional.schedules import ramped
 from labeleff.functional.umct import Confidence, cotraining_loss, epistemic_variance, fuse_views, harden
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, fresh_copy, set_mode
+from labeleff.strategies.base import Strategy, fresh_copy, peer_of, set_mode
 
 SETTLING = 10
 """Steps whose mean is what a stage started from."""
@@ -160,15 +161,10 @@ class Umct(Strategy):
     def build(self, backbone: nn.Module, task: Task) -> None:
         """Make the other views' networks: the same, with weights of their own."""
         self.task, self.said = task, self.reshape(backbone, task)
-        others = [
-            ViewNetwork(fresh_copy(backbone, trainable=True), view)
-            for view in standard_views(task.ndim, self.count)[1:]
-        ]
-        if self.initial == "fresh":
-            for module in (module for member in others for module in member.modules()):
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()  # one after the other from one generator: no two views are alike
-        self.views = nn.ModuleList(others)
+        # drawn one after the other from one generator: no two views are alike
+        start = peer_of if self.initial == "fresh" else partial(fresh_copy, trainable=True)
+        views = standard_views(task.ndim, self.count)[1:]
+        self.views = nn.ModuleList(ViewNetwork(start(backbone), view) for view in views)
         device = next(backbone.parameters()).device
         # shares of the classes, of the ensemble and each view: as the stage started, and now
         self.register_buffer("shares", torch.zeros(2, self.count + 1, task.num_classes, device=device))
@@ -239,8 +235,7 @@ class Umct(Strategy):
                 dice=self.dice,
                 cross_entropy=self.cross_entropy,
             )
-            ramp = sigmoid_rampup(progress.fraction / self.rampup) if self.rampup else 1.0
-            losses["cotraining"] = self.weight * ramp * found.sum()
+            losses["cotraining"] = ramped(self.weight, progress.fraction, self.rampup) * found.sum()
         return StepOutput(losses, {name: value.detach() for name, value in scores[0].items()}, notes)
 
     def _try(self, backbone: nn.Module, image: Tensor) -> None:

@@ -10,6 +10,7 @@ from labeleff.backbones.mc_dropout import dropouts
 from labeleff.backbones.outputs import Unwrapped, check_patch, logits_of
 from labeleff.batch import Task
 from labeleff.errors import ShapeError
+from labeleff.strategies.base import fresh_copy
 
 SMALL = {
     "unet": {"channels": (4, 8, 16)},
@@ -83,3 +84,14 @@ def test_dropout_is_as_asked_for_everywhere(name, p):
     found = {module.p for module in network.modules() if isinstance(module, _DropoutNd)}
     assert found <= {p}
     assert (len(dropouts(network)) > 0) == (p > 0)
+
+
+@pytest.mark.parametrize("name", registry.names("backbone"))
+def test_a_network_that_has_been_trained_can_be_copied(name):
+    options = SMALL[name] | ({"deep_supervision": True} if name == "dynunet" else {})
+    network = registry.get("backbone", name)(Task(("background", "one"), 2), **options)
+    image = torch.randn(2, 1, 32, 32)
+    network(image).sum().backward()
+    twin = fresh_copy(network)
+    assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in network.parameters()}
+    assert torch.equal(twin.eval()(image), network.eval()(image))
