@@ -14,8 +14,9 @@ BACKBONES = {
 }
 TASKS = {"2d": Task(("background", "one", "two"), 2), "3d": Task(("background", "one"), 3)}
 
-# in three steps from scratch no teacher is sure by the paper's threshold, so that nothing of the consistency would matter
-OPTIONS = {"uncertainty_mean_teacher": {"threshold": 0.99}}
+# in three steps from scratch no teacher is sure by the paper's threshold, so that nothing of the consistency would matter;
+# two predictions under dropout are drawn as ten are
+OPTIONS = {"uncertainty_mean_teacher": {"threshold": 0.99, "samples": 2}, "umct": {"samples": 2}}
 
 
 def build(name):
@@ -35,7 +36,8 @@ def test_toy_network(check, strategy, task):
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("strategy", registry.names("strategy"))
 def test_backbones(strategy, backbone, task):
-    subject = Subject(registry.get("strategy", strategy), task=TASKS[task], backbone=build(backbone), batch=2)
+    options = OPTIONS.get(strategy, {})
+    subject = Subject(registry.get("strategy", strategy), options, task=TASKS[task], backbone=build(backbone), batch=2)
     if strategy == "adabn" and backbone == "segresnet":
         with pytest.raises(RecipeError, match="has no batch norm"):
             subject.make()

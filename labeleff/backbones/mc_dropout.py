@@ -23,7 +23,7 @@ from labeleff.errors import ShapeError, did_you_mean
 
 INSERTED = "dropout_before"
 """Name under which :func:`with_dropout` puts its module into the convolution."""
-USUAL_PATCH = 64
+USUAL_PATCH = 32
 REMEDY = "set the backbone's dropout, or insert one with with_dropout"
 
 
