@@ -61,7 +61,12 @@ def result_key(recipe: Recipe) -> str:
     Values that are the defaults do not enter, so that a new option leaves the keys of earlier results as they are. (A changed
     default comes with a new version, which does enter.)
     """
-    text = json.dumps([__version__, told(plain_ways(recipe))], sort_keys=True)
+    return key_of(told(plain_ways(recipe)))
+
+
+def key_of(*parts: Any) -> str:
+    """Return 12 hex digits of a hash of plain values and of the version."""
+    text = json.dumps([__version__, *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -128,18 +128,16 @@ def _execute(
     done = len(jobs) - len(missing)
     console().print(f"{folder}: {len(jobs)} runs, {done} there already, {len(missing)} to do")
     task = partial(_task, folder=folder, cache=cache, plugins=plugins)
-    starts = shared_starts([job for job in missing if not has_begun(run_folder(folder, job.name))], folder)
+    fresh = [job for job in missing if engine.shared and not has_begun(run_folder(folder, job.name))]
+    starts = shared_starts(fresh, folder)
     failed: list[Outcome] = []
     with _progress(len(jobs), done) as advance:
-        for group in in_order(starts) if engine.shared else ():
-            tasks = [task(start.recipe, start.folder(folder), start.after, evaluated=False) for start in group]
-            tasks = [one for start, one in zip(group, tasks, strict=True) if not start.ended(folder)]
+        for group in in_order(starts):
+            lacking = [start for start in group if not start.ended(folder)]
+            tasks = [task(start.recipe, start.folder(folder), start.after, evaluated=False) for start in lacking]
             for outcome in _outcomes(engine, tasks):
                 advance(f"{outcome.name}, first stages of several runs: {_end(outcome)}", 0)
-        tasks = [
-            task(job.recipe, run_folder(folder, job.name), starts.get(job.name) if engine.shared else None)
-            for job in missing
-        ]
+        tasks = [task(job.recipe, run_folder(folder, job.name), starts.get(job.name)) for job in missing]
         for number, outcome in enumerate(_outcomes(engine, tasks), done + 1):
             advance(f"[{number}/{len(jobs)}] {outcome.name}: {_end(outcome)}", 1)
             if outcome.error:

@@ -40,12 +40,12 @@ def plan(benchmark: Benchmark, folder: Path, *, workers: int, cache: Path | None
     if benchmark.tuning is not None:
         jobs += [job for own in trial_jobs(benchmark, benchmark.tuning).values() for _, job in own]
     costs: dict[tuple[str, str], dict[str, Any]] = {}
+    patients = 0
     for job in jobs:
         if (job.dataset, job.method) not in costs:
-            costs[job.dataset, job.method] = estimate(job.recipe, cache=cache)
+            found = costs[job.dataset, job.method] = estimate(job.recipe, cache=cache)
+            patients = max(patients, found["test_patients"] * max(1, job.recipe.evaluation.folds))
     seconds = {place: found["total_seconds"] for place, found in costs.items()}
-    folds = max(max(1, job.recipe.evaluation.folds) for job in jobs)
-    patients = folds * max(found["test_patients"] for found in costs.values())
     missing = [job for job in jobs if unfinished(_place(folder, job))]
     total = sum(seconds[job.dataset, job.method] for job in missing) - _saved(missing, costs, folder)
     result = {

@@ -6,17 +6,15 @@ makes it, bit for bit, the run that trains them itself.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from labeleff import __version__, registry
+from labeleff import registry
 from labeleff.recipe import Evaluation, Recipe, Stage
 from labeleff.rundir import ended
-from labeleff.sweep.grid import Job, plain_ways, told
+from labeleff.sweep.grid import Job, key_of, plain_ways, told
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,7 @@ def _keys(recipe: Recipe) -> Iterator[tuple[int, str]]:
         if stages[-1].steps:
             data = recipe.data if any(map(_sees_more, stages)) else replace(recipe.data, prior=None)
             own = replace(plain_ways(recipe), data=data, stages=stages, evaluation=evaluation)
-            text = json.dumps([__version__, "start", told(own)], sort_keys=True)
-            yield length, hashlib.sha256(text.encode()).hexdigest()[:12]
+            yield length, key_of("start", told(own))
 
 
 def _sees_more(stage: Stage) -> bool:
