@@ -1,15 +1,20 @@
-"""Writes the tables of the README from ``results/*.json``; ``--check`` only says whether they are current."""
+"""Writes ``docs/results.md`` and the README's summary from ``results/*.json``; ``--check`` says whether they are current."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from labeleff.report.words import answer
+
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "README.md"
+README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 TITLES = {
     "phantom": "Generated patients, 2-D",
@@ -27,11 +32,11 @@ TITLES = {
 }
 
 
-def paired(name: str, result: dict[str, Any]) -> list[str]:
+def paired(result: dict[str, Any]) -> list[str]:
     """Return the table of a suite: mean Dice over draws, and the paired difference in words."""
     runs = result["runs"]
     steps = sum(runs[0]["steps"])
-    lines = [f"**{TITLES[name]}**, {steps} steps, same draws and seeds, as many labelled images per step", ""]
+    lines = [f"{steps} steps, same draws and seeds, as many labelled images per step.", ""]
     lines += [
         "| labelled patients | method | draws | mean Dice | difference to supervised [95 % over draws] | |",
         "|---|---|---|---|---|---|",
@@ -52,10 +57,10 @@ def compared(name: str, result: dict[str, Any]) -> list[str]:
     steps = {row["steps"] for row in tables["cost"]}
     terms = f"on equal terms but for {' and '.join(benchmark['allow'])}" if benchmark.get("allow") else "on equal terms"
     lines = [
-        f"**{TITLES[name]}**, {'/'.join(map(str, sorted(steps)))} steps, {len(benchmark['draws'])} draws, {terms}",
+        f"{'/'.join(map(str, sorted(steps)))} steps, {len(benchmark['draws'])} draws, {terms}.",
         "",
     ]
-    lines += [f"> {' '.join(sentences)}\n" for sentences in result["answers"].values()]
+    lines += [f"> {' '.join(sentences)}\n" for sentences in answers(name, result).values()]
     lines += [
         "| labelled patients | method | mean Dice [95 %] | difference to " + benchmark["baseline"] + " [95 %] | |"
     ]
@@ -69,6 +74,16 @@ def compared(name: str, result: dict[str, Any]) -> list[str]:
             f"| {row['labels']} | {row['method']} | {row['mean']:.3f}{bounds(row, '.3f')} | {difference} | {verdict} |"
         )
     return [*lines, "", *asked(tables.get("budget_areas", []), benchmark["baseline"])]
+
+
+def answers(name: str, result: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the answers in today's words: references as the suite names them today."""
+    suite = yaml.safe_load((HERE / "suites" / f"{name}.yaml").read_text())
+    tables = {"budget_areas": [], **result["tables"]}
+    return {
+        key: answer(key, suite.get("baseline", "supervised"), tables, suite.get("references", ()))
+        for key in result["answers"]
+    }
 
 
 def asked(rows: list[dict[str, Any]], baseline: str) -> list[str]:
@@ -170,30 +185,58 @@ def backtest(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def render() -> str:
-    """Return the page with its tables made anew."""
-    lines: list[str] = []
-    for name in TITLES:
-        path = HERE / "results" / f"{name}.json"
-        if path.exists():
-            result = json.loads(path.read_text())
-            lines += compared(name, result) if "tables" in result else paired(name, result)
-    made = {
-        "forecast_backtest": backtest,
-        "label_noise": label_noise,
-        "step_cost": step_cost,
-        "step_cost_adele": step_cost_adele,
-    }
-    for name, table in made.items():
-        path = HERE / "results" / f"{name}.json"
-        if path.exists():
-            lines += table(json.loads(path.read_text()))
-    if lines:
-        lines += [
-            "Runs, per-case values, versions and machine: [benchmarks/results](benchmarks/results). Three draws rank nothing.",
-            "",
-        ]
-    text = PAGE.read_text()
+COSTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "forecast_backtest": backtest,
+    "label_noise": label_noise,
+    "step_cost": step_cost,
+    "step_cost_adele": step_cost_adele,
+}
+
+
+def found(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the results that are there."""
+    paths = {name: HERE / "results" / f"{name}.json" for name in names}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def page() -> str:
+    """Return the page with every table."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `python benchmarks/tables.py` from [benchmarks/results](../benchmarks/results), where runs, per-case values,",
+        "versions and machine are. Intervals are over draws of the labelled patients and over test patients; three draws rank",
+        "nothing.",
+        "",
+    ]
+    for name, result in found(TITLES).items():
+        lines += [f"## {TITLES[name]}", ""]
+        lines += compared(name, result) if "tables" in result else paired(result)
+    lines += ["## Costs, targets, forecasts", ""]
+    for name, result in found(COSTS).items():
+        lines += COSTS[name](result)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def summary(name: str, result: dict[str, Any]) -> str:
+    """Return what a suite says, in one sentence for each of its data."""
+    if "tables" in result:
+        said = answers(name, result)
+        return " ".join(f"{key}: {sentences[0]}" if len(said) > 1 else sentences[0] for key, sentences in said.items())
+    one = result["differences"][0]
+    low, high = one["interval"]
+    return (
+        f"With {one['labelled']} labelled patients, {one['method']} - supervised = {one['mean']:+.3f} Dice "
+        f"[{low:+.3f}, {high:+.3f}]: {one['verdict']}."
+    )
+
+
+def readme() -> str:
+    """Return the README with its summary made anew."""
+    lines = ["| | says |", "|---|---|"]
+    lines += [f"| {TITLES[name]} | {summary(name, result)} |" for name, result in found(TITLES).items()]
+    lines += ["", *step_cost(found(["step_cost"])["step_cost"])]
+    text = README.read_text()
     return text[: text.index(BEGIN) + len(BEGIN)] + "\n".join(lines) + text[text.index(END) :]
 
 
@@ -201,10 +244,12 @@ def main() -> None:
     """Write or check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
+    made = {README: readme(), PAGE: page()}
     if not parser.parse_args().check:
-        PAGE.write_text(render())
-    elif PAGE.read_text() != render():
-        sys.exit("README.md is not made from benchmarks/results: run python benchmarks/tables.py")
+        for path, text in made.items():
+            path.write_text(text)
+    elif stale := [path.name for path, text in made.items() if not path.exists() or path.read_text() != text]:
+        sys.exit(f"{', '.join(stale)}: not made from benchmarks/results; run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":

@@ -248,6 +248,18 @@ def check_recipe(recipe: Recipe) -> Recipe:
     )
 
 
+def _check_follows(stages: Sequence[Stage], index: int, where: str) -> None:
+    """Raise a :class:`RecipeError` where a strategy goes on from another whose stage does not come right before."""
+    name = stages[index].strategy.name
+    wanted = getattr(registry.get("strategy", name), "follows", ())
+    before = stages[index - 1].strategy.name if index else "nothing"
+    if wanted and before not in wanted:
+        raise RecipeError(
+            f"{where}.strategy: {name} goes on from what {wanted[0]} has learnt, but comes after {before}; put a stage of "
+            f"{wanted[0]} right before it"
+        )
+
+
 def _checked_stages(stages: Sequence[Stage], where: str, data: Data) -> tuple[Stage, ...]:
     checked = tuple(_checked_stage(stage, f"{where}.{i}") for i, stage in enumerate(stages))
     for i, stage in enumerate(checked):
@@ -257,6 +269,7 @@ def _checked_stages(stages: Sequence[Stage], where: str, data: Data) -> tuple[St
                 raise RecipeError(
                     f"{where}.{i}.fold: {stage.annotator.name} needs the networks of all {stage.folds} parts; leave out fold"
                 )
+        _check_follows(checked, i, f"{where}.{i}")
     if checked and checked[-1].folds and data.evaluate_on != "none":
         raise RecipeError(
             f"{where}.{len(checked) - 1}.folds: the last stage would be measured by the network of one part only; add a "

@@ -228,7 +228,7 @@ def check_nothing_known(subject: Subject) -> None:
 
 
 def check_gradient(subject: Subject) -> None:
-    """Gradient reaches the backbone; of a strategy that says it trains nothing, no loss asks for one."""
+    """Gradient reaches the backbone, or what is trained in its place; where nothing is trained, no loss asks for one."""
     run = ShortRun(subject)
     if not run.strategy.trains:
         assert not any(loss.requires_grad for loss in run.forward(0).losses.values()), (
@@ -236,8 +236,9 @@ def check_gradient(subject: Subject) -> None:
         )
         return
     torch.autograd.backward([loss for loss in run.forward(0).losses.values() if loss.requires_grad])
-    reached = any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in run.backbone.parameters())
-    assert reached, "no gradient reaches the backbone"
+    trained = run.backbone if run.strategy.trains_backbone else run.strategy
+    reached = any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trained.parameters())
+    assert reached, f"no gradient reaches the {'backbone' if trained is run.backbone else 'strategy'}"
 
 
 def check_batch_left_alone(subject: Subject) -> None:
@@ -313,6 +314,8 @@ def alternative_values(kind: Any, value: Any) -> Iterable[Any]:
             yield from alternative_values(part, value)
     elif get_origin(kind) is Literal:
         yield from (choice for choice in get_args(kind) if choice != value)
+    elif isinstance(value, tuple) and value and all(isinstance(part, int | float) for part in value):
+        yield from (tuple(2 * part for part in value), value[:-1])
     elif isinstance(value, float):
         yield from (value * 0.5 if value else 0.5, value + 0.25)
     elif isinstance(value, int):

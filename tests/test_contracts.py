@@ -16,7 +16,13 @@ TASKS = {"2d": Task(("background", "one", "two"), 2), "3d": Task(("background", 
 
 # in three steps from scratch no teacher is sure by the paper's threshold, so that nothing of the consistency would matter;
 # two predictions under dropout are drawn as ten are
-OPTIONS = {"uncertainty_mean_teacher": {"threshold": 0.99, "samples": 2}, "umct": {"samples": 2}}
+SMALL = {"channels": (4, 8), "embedding": 8, "grid": 2}
+OPTIONS = {
+    "uncertainty_mean_teacher": {"threshold": 0.99, "samples": 2},
+    "umct": {"samples": 2},
+    "label_autoencoder": SMALL,
+    "anatomical_uncertainty": SMALL,
+}
 
 
 def build(name):

@@ -131,7 +131,8 @@ def analyse(found: Collected) -> Analysis:
         {"labels": name, "times": times, "so_far": found.openings_so_far.get(name) or None}
         for name, times in found.openings.items()
     ]
-    answers = {dataset: answer(dataset, found.baseline, tables) for dataset in classes}
+    references = found.plan["benchmark"].get("references", ())
+    answers = {dataset: answer(dataset, found.baseline, tables, references) for dataset in classes}
     return Analysis(found.name, found.baseline, answers, tables, classes, tuple(notes), found)
 
 

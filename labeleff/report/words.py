@@ -10,6 +10,8 @@ from labeleff.evaluation.statistics import FEWEST_DRAWS, FEWEST_FOR_INTERVAL
 
 Row = Mapping[str, Any]
 LEVEL = 0.05
+SMALL_P = 0.0001
+"""A smaller p value is not told in full: the tail of so few draws is not known so well."""
 ENOUGH = 0.95
 """Share of the score with all labels that counts as having got there."""
 
@@ -52,15 +54,25 @@ def labels_word(row: Row) -> str:
     return f"{row['labels']} labelled patient{'s' if row['labels'] != 1 else ''}"
 
 
-def answer(dataset: str, baseline: str, tables: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
+def answer(
+    dataset: str, baseline: str, tables: Mapping[str, Sequence[Row]], references: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Return two sentences: does any method help, and how many labels are needed.
 
     Where methods ask, a third says which of them are better over the whole budget. If none is, it comes first.
+
+    Args:
+        dataset: Which of those in the tables.
+        baseline: What methods are compared with.
+        tables: Those of an analysis.
+        references: Methods that know what the others may not: they are no answer.
     """
     primary = [
         row
         for row in tables["differences"]
-        if row["dataset"] == dataset and (row["class"], row["metric"]) == ("mean", "dice")
+        if row["dataset"] == dataset
+        and (row["class"], row["metric"]) == ("mean", "dice")
+        and row["method"] not in references
     ]
     curve = sorted(
         (
@@ -73,7 +85,7 @@ def answer(dataset: str, baseline: str, tables: Mapping[str, Sequence[Row]]) -> 
         key=lambda row: int(row["labels"]),
     )
     said = (_does_it_help(baseline, primary), _how_many(baseline, curve, primary, tables["savings"], dataset))
-    areas = [row for row in tables["budget_areas"] if row["dataset"] == dataset]
+    areas = [row for row in tables["budget_areas"] if row["dataset"] == dataset and row["method"] not in references]
     if not any(row["area"] is not None for row in areas):
         return said
     over = _over_the_budget(baseline, [row for row in areas if row["difference"] is not None])
@@ -82,7 +94,8 @@ def answer(dataset: str, baseline: str, tables: Mapping[str, Sequence[Row]]) -> 
 
 def _said(row: Row) -> str:
     draws = f"{row['draws']} draw{'s' if row['draws'] != 1 else ''}"
-    test = f", p = {row['p_holm']:.2g} after Holm" if row["p_holm"] is not None else ""
+    p = row["p_holm"]
+    test = f", p {'= ' + format(p, '.2g') if p >= SMALL_P else f'< {SMALL_P}'} after Holm" if p is not None else ""
     return f"{number(row['difference'], signed=True)} Dice {between(row, signed=True)}, {draws}{test}".replace(
         " ,", ","
     )
@@ -114,8 +127,8 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
         worst = min(losses, key=lambda row: row["difference"])
         said += f"; {worst['method']} loses with {labels_word(worst)} ({_said(worst)})"
         if len(losses) > 1:
-            rest = ", ".join(f"{row['method']} with {row['labels']}" for row in losses if row is not worst)
-            said += f", and so {'does' if len(losses) == 2 else 'do'} {rest}"
+            others = [f"{row['method']} with {row['labels']}" for row in losses if row is not worst]
+            said += f", and so {'does' if len(losses) == 2 else 'do'} {_listed(others)}"
     return f"{said}.{tail}"
 
 

@@ -29,6 +29,12 @@ class Strategy(nn.Module, ABC):
     trains: ClassVar[bool] = True
     """False: no loss has a gradient; at most statistics of norm layers move."""
 
+    trains_backbone: ClassVar[bool] = True
+    """False: what is trained is the strategy's own, and the backbone passes on to the next stage as it came."""
+
+    follows: ClassVar[tuple[str, ...]] = ()
+    """Strategies of which one must be that of the stage before, since this one goes on from its state; none: any, or none."""
+
     soft_labels: bool = False
     """This instance learns from ``Batch.soft`` where it is given: from all raters at once, in place of their majority."""
 

@@ -119,6 +119,7 @@ class Benchmark:
         axes: Further keys that are varied.
         set: Changes for all.
         allow: Terms on which methods may differ; the report says so. All others must be equal.
+        references: Methods that know what the others may not (clean labels, true sizes): in every table, but never the answer.
         tuning: Choose settings first.
         published: Numbers of papers.
         note: Shown in the report.
@@ -136,6 +137,7 @@ class Benchmark:
     axes: tuple[Axis, ...] = ()
     set: tuple[str, ...] = ()
     allow: tuple[Term, ...] = ()
+    references: tuple[str, ...] = ()
     tuning: Tuning | None = None
     published: tuple[Published, ...] = ()
     note: str = ""
@@ -237,6 +239,7 @@ def _check(found: Benchmark) -> None:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise RecipeError(f"{name!r} becomes part of folder names; use letters, digits, '_', '-' and '.'")
     _known(found, "baseline", [found.baseline])
+    _known(found, "references", found.references)
     if not found.labelled or not found.draws or found.seeds < 1 or (found.steps is not None and found.steps < 1):
         raise RecipeError("labelled, draws, seeds, steps: at least one of each is needed")
     for key, values in (("draws", found.draws), ("labelled", tuple(map(str, found.labelled)))):

@@ -34,9 +34,9 @@ def record(method, labels, draw, score, *, fold=None, patients=("p", "q"), axes=
     return Record(name, Path(name), dataset, method, str(labels), draw, 0, fold, axes or {}, labels, scores, summary)
 
 
-def collected(records, left_out=()):
+def collected(records, left_out=(), references=()):
     jobs = [{"dataset": r.dataset, "fold": r.fold} for r in records]
-    plan = {"baseline": "supervised", "jobs": jobs, "benchmark": {"published": []}}
+    plan = {"baseline": "supervised", "jobs": jobs, "benchmark": {"published": [], "references": list(references)}}
     return Collected("toy", Path(), plan, tuple(records), tuple(left_out), {"set (test)": len(records)})
 
 
@@ -141,6 +141,14 @@ def test_a_supported_gain_is_said_with_its_numbers_and_the_labels_it_saves():
     assert "after Holm" in help_
     assert "too few" not in help_
     assert "times as many labels" in many
+
+
+def test_a_reference_is_in_the_tables_but_is_no_answer():
+    found = sweep(draws=8)
+    marked = analyse(collected(found.collected.records, references=["clever"]))
+    assert marked.tables["differences"] == found.tables["differences"]
+    assert "clever" in found.answers["set"][0]
+    assert "clever" not in " ".join(marked.answers["set"])
 
 
 def test_few_draws_are_said_to_be_few():
