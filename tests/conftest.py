@@ -1,6 +1,8 @@
 """What all tests share."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,23 @@ def tiny(**changes):
         "evaluation": {"pictures": False},
     }
     return recipe | changes
+
+
+def command_line(recipe, folder, cache, *overrides):
+    """Run a recipe in a process of its own, as a user does; more than one where ``trainer.devices`` says so."""
+    command = [
+        sys.executable,
+        "-m",
+        "labeleff",
+        "run",
+        str(recipe),
+        *overrides,
+        "--folder",
+        str(folder),
+        "--cache",
+        str(cache),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

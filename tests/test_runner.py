@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +19,7 @@ from labeleff.prepared import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 
-from .conftest import tiny
+from .conftest import command_line, tiny
 
 
 @pytest.fixture(scope="module")
@@ -304,25 +301,6 @@ def test_any_module_can_be_a_backbone(tmp_path, cache):
 
 
 # -- several processes --------------------------------------------------------------------------------------------------
-
-
-def command_line(recipe, folder, cache, *overrides):
-    command = [
-        sys.executable,
-        "-m",
-        "labeleff",
-        "run",
-        str(recipe),
-        *overrides,
-        "--folder",
-        str(folder),
-        "--cache",
-        str(cache),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, cache):
