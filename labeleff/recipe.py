@@ -219,6 +219,9 @@ class Evaluation:
         diagnose: Steps between looks at how training cases whose labels ``data.noise`` made wrong are learnt, against the
             clean ones; 0: never. Without ``data.noise`` there is nothing to see. Changes nothing about a result.
         diagnose_cases: Cases predicted at each look, as in validation: what it costs.
+        probe: Steps between looks at what the network's features know: a linear head learns the labels of the budget from
+            them, and is measured on labelled patients it has not seen; 0: never. Changes nothing about a result.
+        probe_level: Features of all levels of the ``encoder``, of the ``decoder`` as well, or of the ``bottleneck``.
     """
 
     folds: int = 0
@@ -233,6 +236,8 @@ class Evaluation:
     pictures: bool = True
     diagnose: int = 0
     diagnose_cases: int = 8
+    probe: int = 0
+    probe_level: Literal["encoder", "decoder", "bottleneck"] = "encoder"
 
 
 @dataclass(frozen=True)

@@ -385,6 +385,7 @@ def _check_ranges(recipe: Recipe) -> None:
     need(evaluation.window_batch >= 1, "evaluation.window_batch", evaluation.window_batch, "at least 1")
     need(evaluation.every >= 0, "evaluation.every", evaluation.every, "0 or more steps")
     need(evaluation.diagnose >= 0, "evaluation.diagnose", evaluation.diagnose, "0 or more steps")
+    need(evaluation.probe >= 0, "evaluation.probe", evaluation.probe, "0 or more steps")
     need(evaluation.diagnose_cases >= 1, "evaluation.diagnose_cases", evaluation.diagnose_cases, "at least 1 case")
     for part, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
         for index, stage in enumerate(stages):

@@ -72,6 +72,10 @@ class RunLog:
         """Note how wrong labels are learnt."""
         self._note(stage, step, "diagnostics", values)
 
+    def probe(self, stage: int, step: int, values: Mapping[str, float | None]) -> None:
+        """Note what the features of the network know."""
+        self._note(stage, step, "probe", values)
+
     def _note(self, stage: int, step: int, what: str, values: Mapping[str, Any]) -> None:
         if self.write and values:
             self._lines.append(json.dumps({"stage": stage, "step": step, what: dict(values)}))

@@ -31,6 +31,7 @@ from labeleff.errors import RecipeError, RunError, Waiting
 from labeleff.evaluation.averaging import Averaged
 from labeleff.evaluation.evaluate import Viewer
 from labeleff.evaluation.inference import segment
+from labeleff.evaluation.probe import Labelled, Probe, flatness
 from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
@@ -38,7 +39,7 @@ from labeleff.prepared import HIDDEN, Prepared, prepare
 from labeleff.process import set_up_process
 from labeleff.recipe import Component, Recipe, Stage
 from labeleff.report.curves import corrected_windows, draw_curves, draw_diagnostics, has_curves
-from labeleff.report.pictures import png_array
+from labeleff.report.pictures import png_array, png_bytes
 from labeleff.results import Results, best_of, compare, keep_snapshot, load_snapshot, show, snapshot_path, validate
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
@@ -230,6 +231,7 @@ class Run:
         self.seconds = 0.0
         self.images: list[dict[str, int]] = [{} for _ in recipe.stages]
         self.diagnostics = self._clean_labels() if recipe.evaluation.diagnose else None
+        self.probe = self._new_probe() if recipe.evaluation.probe else None
 
     # -- stages ---------------------------------------------------------------------------------------------------------
 
@@ -372,6 +374,8 @@ class Run:
                 self._validate(index, end, strategy)
             if self.diagnostics is not None and (end % self.recipe.evaluation.diagnose == 0 or end == stage.steps):
                 self._diagnose(index, end, strategy)
+            if self.probe is not None and (end % self.recipe.evaluation.probe == 0 or end == stage.steps):
+                self._look_inside(index, end)
             if annotator is not None and end in stage.revisions and not stage.folds:
                 self._revise(index, strategy, annotator, end, (optimiser, scaler))
             if stage.fold is not None and end == stage.steps:
@@ -387,7 +391,8 @@ class Run:
         """Yield the steps after ``step`` at which a fit must end."""
         looks = self.recipe.evaluation.diagnose if self.diagnostics is not None else 0
         revisions = stage.revise_every if stage.annotator else 0
-        periods = [p for p in (self.recipe.evaluation.every, looks, revisions) if p]
+        probes = self.recipe.evaluation.probe if self.probe is not None else 0
+        periods = [p for p in (self.recipe.evaluation.every, looks, revisions, probes) if p]
         for candidate in range(step + 1, stage.steps + 1):
             if candidate == stage.steps or any(candidate % period == 0 for period in periods):
                 yield candidate
@@ -526,6 +531,36 @@ class Run:
                 write_atomically(self.directory.folder / "pictures" / f"diagnostics_stage_{index}.png", png)
         if _is_distributed():
             torch.distributed.barrier()
+
+    def _new_probe(self) -> Probe | None:
+        """Return what looks at features; None where no case has a label."""
+        if not self.data.split.labelled:
+            self.log.say("evaluation.probe: no case is labelled, so that there is nothing to look with")
+            return None
+        data, level = self.recipe.data, self.recipe.evaluation.probe_level
+        return Probe(self.backbone, self.data.task, data.patch, self.data.slice_axis, level=level)
+
+    def _look_inside(self, index: int, step: int) -> None:
+        """Note and draw what the features of the backbone know of the labels of the budget."""
+        if self.probe is not None and not process_rank():
+            self.data.viewer(self.backbone)  # on the device of the run
+            cases = list(map(self._probed, self.data.split.labelled))
+            values = self.probe.measure(self.backbone, cases)
+            self.log.probe(index, step, values)
+            if warning := flatness(values):
+                self.log.say(f"stage {index}, step {step}: {warning}")
+            if self.recipe.evaluation.pictures:
+                picture = self.probe.picture(self.backbone, cases[0])
+                self.log.image(index, step, "probe/features", picture)
+                file = self.directory.folder / "pictures" / f"probe_stage_{index}.png"
+                write_atomically(file, png_bytes(picture))
+        if _is_distributed():
+            torch.distributed.barrier()
+
+    def _probed(self, case: str) -> Labelled:
+        """Return a labelled case as it is now."""
+        label = self.data.annotations.read(case, revision=self.revision)
+        return Labelled(case, self.data.manifest.case(case).patient, self.data.store.read(case), label)
 
     def _revise(
         self, index: int, strategy: Strategy, annotator: Annotator, step: int, moments: tuple[Any, Any]

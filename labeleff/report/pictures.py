@@ -51,6 +51,15 @@ def png_array(png: bytes) -> NDArray[np.uint8]:
     return array
 
 
+def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+    """Return a picture [3, H, W] as PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def slices_of(volume: NDArray[Any], axis: int, places: Sequence[int]) -> list[NDArray[Any]]:
     """Return 2-D views of a volume, rows down; the image itself where it is 2-D."""
     if volume.ndim == 2:

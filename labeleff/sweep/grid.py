@@ -76,7 +76,12 @@ def plain_ways(recipe: Recipe) -> Recipe:
     trainer = replace(found, workers=usual.workers, checkpoint_every=usual.checkpoint_every, log_every=usual.log_every)
     looks = Evaluation()
     evaluation = replace(
-        recipe.evaluation, pictures=looks.pictures, diagnose=looks.diagnose, diagnose_cases=looks.diagnose_cases
+        recipe.evaluation,
+        pictures=looks.pictures,
+        diagnose=looks.diagnose,
+        diagnose_cases=looks.diagnose_cases,
+        probe=looks.probe,
+        probe_level=looks.probe_level,
     )
     return replace(recipe, name="", trainer=trainer, evaluation=evaluation)
 
