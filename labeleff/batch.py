@@ -29,7 +29,7 @@ class Task:
     """What is to be segmented.
 
     Args:
-        classes: Names, background first. Their number is K.
+        classes: Names, background first.
         ndim: Axes the network sees: 2 or 3.
         channels: Input channels C.
         exclusive: Classes exclude one another (softmax). Otherwise they are overlapping regions (sigmoid).
@@ -42,8 +42,8 @@ class Task:
 
     @property
     def num_classes(self) -> int:
-        """K, background included."""
-        return len(self.classes)
+        """K: the classes with the background; of overlapping regions their number R, for the background is none of them."""
+        return len(self.classes) if self.exclusive else len(self.classes) - 1
 
 
 class Geometry(NamedTuple):

@@ -15,6 +15,7 @@ from labeleff.annotators.base import Annotator
 from labeleff.batch import Batch, Progress, StepOutput, derive_seed
 from labeleff.data import augment
 from labeleff.errors import RecipeError, RunError
+from labeleff.functional.regions import regions_of
 from labeleff.functional.schedules import rate_factor
 from labeleff.recipe import Optimiser, Stage
 from labeleff.strategies.base import Strategy
@@ -54,6 +55,7 @@ class Learner(lightning.LightningModule):
         accumulate: Micro-batches per optimiser step.
         annotator: Sees every step's logits.
         optimiser_state: State to go on from.
+        regions: Where regions overlap, their number R: labels are then [B, R, *S].
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class Learner(lightning.LightningModule):
         accumulate: int = 1,
         annotator: Annotator | None = None,
         optimiser_state: Mapping[str, Any] | None = None,
+        regions: int = 0,
     ) -> None:
         super().__init__()
+        self.regions = regions
         self.backbone, self.strategy, self.annotator = backbone, strategy, annotator
         self.stage, self.index, self.seed = stage, index, seed
         self.first_step, self.accumulate = first_step, accumulate
@@ -88,6 +92,8 @@ class Learner(lightning.LightningModule):
         rank = self.global_rank if self._trainer is not None else 0
         torch.manual_seed(derive_seed(self.seed, "step", self.index, progress.step, progress.micro, rank))
         seen = {name: augment.apply(share) for name, share in batch.items()}
+        if self.regions:
+            seen = {name: with_regions(share, self.regions) for name, share in seen.items()}
         self.strategy.set_modes(self.backbone)
         output = self.strategy.step(self.backbone, seen, progress)
         if self.annotator is not None:
@@ -140,6 +146,12 @@ class Learner(lightning.LightningModule):
         self._sums = {}
         for hook in self.after_optimiser_step:
             hook(progress.step + 1, means)
+
+
+def with_regions(batch: Batch, count: int) -> Batch:
+    """Return a batch whose labels have an axis for regions that overlap, in place of one bit for each."""
+    label = regions_of(batch.label, count)
+    return batch._replace(label=label, given=label if batch.given is batch.label else regions_of(batch.given, count))
 
 
 @contextmanager

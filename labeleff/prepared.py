@@ -344,7 +344,9 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
             f"data.patch is {list(spec.patch)} for a {ndim}-D network on {manifest.axes}-D cases; give one length per axis "
             "of the network, and data.dimensions 2 or 3 but not more than the data have"
         )
-    task = Task(manifest.classes, ndim, manifest.channels)
+    task = Task(manifest.classes, ndim, manifest.channels, exclusive=not manifest.overlapping)
+    if not task.exclusive:
+        _check_overlapping(recipe, manifest.name)
     make_backbone(
         recipe, task, 0
     )  # a network that cannot be made, or cannot take the patch, is found before data are read
@@ -388,6 +390,30 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     for stage in (*recipe.stages, *recipe.baseline):
         prepared.held_out(stage)  # too many parts are found before anything is trained
     return prepared
+
+
+def _check_overlapping(recipe: Recipe, name: str) -> None:
+    """Raise a :class:`RecipeError` where something in a recipe needs classes that exclude one another."""
+    able = [one for one in registry.names("strategy") if registry.get("strategy", one).supports_regions]  # type: ignore[attr-defined]
+    for where, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
+        for index, stage in enumerate(stages):
+            if stage.strategy.name not in able:
+                raise RecipeError(
+                    f"{where}.{index}.strategy: {stage.strategy.name} needs classes that exclude one another, and those of {name} "
+                    f"overlap; strategies that can: {', '.join(able)}"
+                )
+            if stage.annotator is not None:
+                raise RecipeError(
+                    f"{where}.{index}.annotator: {stage.annotator.name} needs classes that exclude one another, and those of "
+                    f"{name} overlap; leave it out"
+                )
+    data = recipe.data
+    unable = {"data.noise": data.noise, "data.prior": data.prior, "evaluation.probe": recipe.evaluation.probe}
+    for key, value in unable.items():
+        if value:
+            raise RecipeError(
+                f"{key}: needs classes that exclude one another, and those of {name} overlap; leave it out"
+            )
 
 
 def _with_priors(prepared: Prepared, component: Component, path: Path, *, write: bool) -> Prepared:

@@ -264,9 +264,10 @@ class Results:
                 title=f"{rank} case: {case_id}",
                 classes=self.data.task.classes,
                 slice_axis=axis,
+                exclusive=self.data.task.exclusive,
             )
             step = self.recipe.stages[-1].steps
-            grid = overlay_grid(image, [reference, prediction], slice_axis=axis)
+            grid = overlay_grid(image, [reference, prediction], slice_axis=axis, exclusive=self.data.task.exclusive)
             self.log.image(len(self.recipe.stages) - 1, step, f"test/{rank}", grid)
 
     def _disputes(self) -> None:
@@ -326,6 +327,7 @@ def compare(recipe: Recipe, folder: Path, summaries: Mapping[str, Mapping[str, A
                 title=f"{rank} case of {recipe.name}: {name}",
                 classes=manifest.classes,
                 slice_axis=manifest.slice_axis,
+                exclusive=not manifest.overlapping,
             )
         console().print(f"pictures of both: {folder / 'comparison'}")
     return value

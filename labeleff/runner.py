@@ -364,6 +364,7 @@ class Run:
                 accumulate=self.recipe.trainer.accumulate,
                 annotator=annotator,
                 optimiser_state=optimiser,
+                regions=0 if self.data.task.exclusive else self.data.task.num_classes,
             )
             trainer, asked = self._fit(learner, end, scaler)
             optimiser, step = _state_of(trainer.optimizers[0]), end

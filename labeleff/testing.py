@@ -27,6 +27,7 @@ from labeleff import registry
 from labeleff.annotators.base import Annotator
 from labeleff.batch import IGNORE, Batch, Geometry, Progress, StepOutput, Task, derive_seed
 from labeleff.edits import Edit, Question, Reviewed
+from labeleff.errors import RecipeError
 from labeleff.strategies.base import Strategy
 
 STEPS = 3
@@ -95,21 +96,35 @@ class Subject:
         coarse = torch.rand(self.batch, 1, *(n // 8 for n in shape), generator=generator)
         mode = "bilinear" if len(shape) == 2 else "trilinear"
         smooth = nn.functional.interpolate(coarse, shape, mode=mode)[:, 0]
-        label = (smooth * self.task.num_classes).long().clamp_max(self.task.num_classes - 1)
+        count = self.task.num_classes
+        if self.task.exclusive:
+            label = (smooth * count).long().clamp_max(count - 1)
+            shade = label
+        else:
+            label = _overlapping(smooth, count)
+            shade = label.sum(1)
         noise = torch.randn(self.batch, self.task.channels, *shape, generator=generator)
-        image = label.unsqueeze(1).float() - 1 + 0.3 * noise
+        image = shade.unsqueeze(1).float() - 1 + 0.3 * noise
         valid = torch.ones(self.batch, 1, *shape, dtype=torch.bool)
         valid[0, ..., :2] = False
         image = image * valid
-        label[~valid[:, 0]] = IGNORE
+        label = torch.where(valid if label.ndim > smooth.ndim else valid[:, 0], label, IGNORE)
         extras = {}
         if role == "unlabelled":
-            shares = 1.0 + torch.arange(self.task.num_classes)
+            shares = 1.0 + torch.arange(count)
             extras = {"prior": (shares / shares.sum()).expand(self.batch, -1).contiguous()}
             label = torch.full_like(label, IGNORE)
         else:
-            label[0, 3:5] = IGNORE
+            label[0, ..., 3:5, :] = IGNORE
         return Batch(image, label, label, valid, toy_geometry(self.batch, shape), extras=extras)
+
+
+def _overlapping(smooth: Tensor, count: int) -> Tensor:
+    """Return regions [B, R, *S] of {0, 1}: one inside the other, the last mirrored so that it lies across them."""
+    steps = torch.arange(1, count + 1).view(-1, *([1] * (smooth.ndim - 1))) / (count + 1)
+    regions = (smooth.unsqueeze(1) > steps).long()
+    regions[:, -1] = regions[:, -1].flip(1)
+    return regions
 
 
 def toy_geometry(batch: int, shape: tuple[int, ...]) -> Geometry:
@@ -296,13 +311,16 @@ def check_options_matter(subject: Subject) -> None:
         assert alternatives, (
             f"option {name!r} of type {option.type} has no alternative to try; add it to equivalent_options"
         )
-        outcomes = []
+        outcomes, refused = [], False
         for other in alternatives:
             try:
                 outcomes.append(ShortRun(subject, **{name: other}).run().outcome())
             except ValueError:
-                continue  # out of range for this task
-        assert any(not _same(plain, outcome) for outcome in outcomes), f"option {name!r} changes nothing"
+                continue  # out of range
+            except RecipeError:
+                refused = True  # not for this task, and said so
+        changed = any(not _same(plain, outcome) for outcome in outcomes)
+        assert changed or (refused and not outcomes), f"option {name!r} changes nothing"
 
 
 def alternative_values(kind: Any, value: Any) -> Iterable[Any]:
@@ -422,7 +440,7 @@ def _check_unknown_region(subject: Subject, batch: dict[str, Batch], plain: Mapp
         for name in labelled:
             label = batch[name].label.clone()
             if value != IGNORE or streams[name].role != "unlabelled":
-                label[1:, 6:] = value
+                label[1:, ..., 6:, :] = value
             told[name] = batch[name]._replace(label=label, given=label)
         run = ShortRun(subject)
         outcomes.append(run.forward(0, told).losses)

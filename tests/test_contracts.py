@@ -38,6 +38,17 @@ def test_toy_network(check, strategy, task):
     check(Subject(registry.get("strategy", strategy), OPTIONS.get(strategy, {}), task=TASKS[task]))
 
 
+OVERLAPPING = [name for name in registry.names("strategy") if registry.get("strategy", name).supports_regions]
+
+
+@pytest.mark.parametrize("strategy", OVERLAPPING)
+@pytest.mark.parametrize("check", checks(), ids=lambda check: check.__name__)
+def test_overlapping_regions(check, strategy):
+    task = Task(("background", "one", "two", "three"), 2, exclusive=False)
+    options = {"loss": "dice_ce"} if strategy == "supervised" else OPTIONS.get(strategy, {})
+    check(Subject(registry.get("strategy", strategy), options, task=task))
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("strategy", registry.names("strategy"))

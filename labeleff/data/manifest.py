@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from labeleff.errors import DataError, SplitError, did_you_mean
 from labeleff.files import write_json
+from labeleff.functional.regions import MOST_REGIONS
 
 Role = Literal["train", "validation", "test"]
 ROLES: tuple[Role, ...] = ("train", "validation", "test")
@@ -67,6 +68,7 @@ class Manifest:
         channels: Input channels.
         slice_axis: Axis along which a 2-D network sees volumes slice by slice.
         official: Patients of the training list in the publishers' order; its first N are the papers' labelled sets.
+        overlapping: Classes are regions that may overlap (at most seven): bit r of a label is set where ``classes[r + 1]`` is.
 
     Raises:
         DataError: Rows contradict one another.
@@ -80,6 +82,7 @@ class Manifest:
     channels: int = 1
     slice_axis: int = 0
     official: tuple[str, ...] = ()
+    overlapping: bool = False
 
     def __post_init__(self) -> None:
         if not self.cases:
@@ -88,6 +91,12 @@ class Manifest:
             raise DataError(
                 f"{self.name}: axes must be 2 or 3 and slice_axis one of them, not {self.axes}, {self.slice_axis}"
             )
+        if self.overlapping and not 1 < len(self.classes) <= MOST_REGIONS + 1:
+            raise DataError(
+                f"{self.name}: {len(self.classes) - 1} regions that may overlap; there are 1 … {MOST_REGIONS}"
+            )
+        if self.overlapping and any(case.raters for case in self.cases):
+            raise DataError(f"{self.name}: regions that overlap have one label; several raters are for other classes")
         seen: set[str] = set()
         roles: dict[str, Case] = {}
         for case in self.cases:

@@ -66,7 +66,7 @@ class Viewer:
         if tuple(probs.shape[1:]) != tuple(shape):
             mode = "bilinear" if len(shape) == 2 else "trilinear"
             probs = F.interpolate(probs[None], size=shape, mode=mode, align_corners=False)[0]
-        return segment(probs, largest_component=self.largest_component)
+        return segment(probs, largest_component=self.largest_component, exclusive=self.task.exclusive)
 
 
 def evaluate(
@@ -96,5 +96,6 @@ def evaluate(
             if seen is not None:
                 seen(case, name, prediction)
             head = {"case": case.id, "patient": case.patient, "domain": case.domain}
-            for row in measure(prediction, reference, classes=viewer.task.classes, spacing=spacing):
+            task = viewer.task
+            for row in measure(prediction, reference, classes=task.classes, spacing=spacing, exclusive=task.exclusive):
                 yield head | {"predictor": name, "selection": selection} | row

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from labeleff.backbones.mc_dropout import prediction_modes
-from labeleff.functional.regions import hard_labels, largest_components
+from labeleff.functional.regions import bits_of, hard_labels, largest_components
 
 
 @contextmanager
@@ -101,13 +101,21 @@ def _windows(
     return result
 
 
-def segment(probs: Tensor, *, largest_component: bool = False) -> NDArray[np.uint8]:
+def segment(probs: Tensor, *, largest_component: bool = False, exclusive: bool = True) -> NDArray[np.uint8]:
     """Return the label map [*S] of [K, *S]: the most probable class, the lowest of equals.
+
+    Of regions that overlap: a map in which bit r is set where region r is as probable as not, or more.
 
     Args:
         probs: Probabilities.
         largest_component: Keep only the largest component of each class.
+        exclusive: Classes exclude one another.
     """
+    if not exclusive:
+        regions = (probs >= 0.5).cpu()
+        if largest_component:  # each region is a map of its own
+            regions = largest_components(regions.to(torch.uint8), 2) > 0
+        return bits_of(regions[None])[0].numpy()
     label = hard_labels(probs[None])
     if largest_component:
         label = largest_components(label, len(probs))

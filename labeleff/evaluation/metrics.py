@@ -25,7 +25,12 @@ from labeleff.errors import ShapeError
 
 
 def measure(
-    prediction: NDArray[Any], reference: NDArray[Any], *, classes: Sequence[str], spacing: Sequence[float]
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    *,
+    classes: Sequence[str],
+    spacing: Sequence[float],
+    exclusive: bool = True,
 ) -> list[dict[str, Any]]:
     """Return one row per foreground class.
 
@@ -34,6 +39,7 @@ def measure(
         reference: [*S] label map; voxels of IGNORE count for nothing.
         classes: Names, background first.
         spacing: Voxel size per axis, mm; NaN where unknown.
+        exclusive: Otherwise regions overlap, and bit r of a map is set where the region ``classes[r + 1]`` is.
 
     Raises:
         ShapeError: The maps differ in shape.
@@ -50,9 +56,17 @@ def measure(
     rows = []
     for index, name in enumerate(classes):
         if index:
-            row = _class_row((prediction == index) & known, (reference == index) & known, lengths, diagonal)
+            one, two = (mask_of(label, index, exclusive=exclusive) for label in (prediction, reference))
+            row = _class_row(one & known, two & known, lengths, diagonal)
             rows.append({"class": name, **row, "unit": "mm" if in_mm else "voxel"})
     return rows
+
+
+def mask_of(label: NDArray[Any], index: int, *, exclusive: bool = True) -> NDArray[np.bool_]:
+    """Return where a map has a class, or the region that its bit ``index - 1`` stands for; nothing of IGNORE."""
+    where: NDArray[np.bool_] = label == index if exclusive else ((label >> (index - 1)) & 1) > 0
+    known: NDArray[np.bool_] = where & (label != IGNORE)
+    return known
 
 
 def _class_row(

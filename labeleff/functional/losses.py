@@ -130,12 +130,16 @@ def segmentation_loss(
 ) -> Tensor:
     """Return (cross-entropy + Dice loss) / 2 over the voxels whose label is known; 0 where there are none.
 
+    Regions that overlap, told by a label with an axis for them, are so many two-class problems, see :func:`overlapping_losses`.
+
     Args:
         logits: [B, K, *S].
-        label: [B, *S] int64 with ``ignore_index`` where nobody has said.
+        label: [B, *S] int64 with ``ignore_index`` where nobody has said; or [B, R, *S] of {0, 1, ``ignore_index``}, R = K.
         dice: Form of the Dice loss, see :func:`region_losses`.
         ignore_index: Label that is left out.
     """
+    if label.ndim == logits.ndim:
+        return torch.stack(overlapping_losses(logits, label, dice=dice, ignore_index=ignore_index)).sum() / 2
     known = label != ignore_index
     if dice == "squared" and logits.device.type == "cpu" and known.count_nonzero() * FEW_KNOWN < known.numel():
         # pooled over the batch, so what is known may be gathered: a few clicks should not cost what whole images do
@@ -144,6 +148,41 @@ def segmentation_loss(
         known = known.new_ones(label.shape)
     cross_entropy, overlap = region_losses(logits, label, known.unsqueeze(1), dice=dice)
     return (cross_entropy + overlap).sum() / 2
+
+
+def overlapping_losses(
+    logits: Tensor, label: Tensor, *, dice: DiceForm = "squared", ignore_index: int = IGNORE
+) -> tuple[Tensor, Tensor]:
+    """Return binary cross-entropy and Dice loss of regions that overlap; both 0 with a gradient where nothing is known.
+
+    p is the sigmoid. Cross-entropy is the mean over regions and known voxels. The Dice loss is that of :func:`region_losses`
+    for the inside of each region alone, averaged over regions (``linear``: and samples).
+
+    Args:
+        logits: [B, R, *S].
+        label: [B, R, *S] of {0, 1, ``ignore_index``}.
+        dice: Form of the Dice loss.
+        ignore_index: Label that is left out.
+
+    Returns:
+        Two scalars, float32.
+    """
+    z, known = logits.float(), (label != ignore_index).float()
+    y = (label == 1).float()
+    cross_entropy = (F.binary_cross_entropy_with_logits(z, y, reduction="none") * known).sum()
+    p = z.sigmoid() * known
+    space = tuple(range(2, z.ndim))
+    overlap = (p * y).sum(space)
+    if dice == "linear":
+        ratio = (2 * overlap + LINEAR_EPS) / ((p + y).sum(space) + LINEAR_EPS)
+    else:
+        ratio = (2 * overlap.sum(0) + SQUARED_EPS) / ((p * p + y * y).sum(space).sum(0) + SQUARED_EPS)
+    return cross_entropy / (known.sum() + REGION_EPS), 1 - ratio.mean()
+
+
+def probabilities(logits: Tensor, *, exclusive: bool = True) -> Tensor:
+    """Return softmax over classes, or sigmoids of regions that overlap, float32."""
+    return logits.float().softmax(1) if exclusive else logits.float().sigmoid()
 
 
 def soft_losses(logits: Tensor, target: Tensor, *, dice: DiceForm = "squared") -> tuple[Tensor, Tensor]:
@@ -188,13 +227,14 @@ def soft_segmentation_loss(logits: Tensor, target: Tensor, *, dice: DiceForm = "
     return (cross_entropy + overlap) / 2
 
 
-def probability_mse(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean squared difference of softmax probabilities over classes and valid voxels.
+def probability_mse(logits: Tensor, target: Tensor, valid: Tensor, *, exclusive: bool = True) -> Tensor:
+    """Return the mean squared difference of probabilities over classes and valid voxels.
 
     Args:
         logits: [B, K, *S] of the student.
         target: [B, K, *S] probabilities of the teacher, without gradient.
         valid: [B, 1, *S] bool.
+        exclusive: Softmax over classes; otherwise sigmoid for each region.
     """
-    squared = (logits.float().softmax(1) - target.float()).square() * valid
+    squared = (probabilities(logits, exclusive=exclusive) - target.float()).square() * valid
     return squared.sum() / (valid.sum() * logits.shape[1]).clamp_min(1)

@@ -1,4 +1,4 @@
-"""Connected regions of label maps."""
+"""Connected regions of label maps, and regions that overlap."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
 
+MOST_REGIONS = 7
+"""Regions that fit into one byte beside IGNORE."""
 NEIGHBOURS: dict[int, tuple[Literal[4, 6, 8, 18, 26], ...]] = {1: (4,), 2: (4, 8), 3: (6, 18, 26)}
 """Neighbours of a voxel, by number of axes and by connectivity."""
 
@@ -28,6 +31,30 @@ def hard_labels(logits: Tensor) -> Tensor:
         label = torch.maximum(label, (value > best).to(label.dtype) * index)
         best = torch.maximum(best, value)
     return label.long()
+
+
+def regions_of(bits: Tensor, count: int) -> Tensor:
+    """Return overlapping regions [B, R, *S] of {0, 1, IGNORE}, int64, of maps in which bit r is set where region r is.
+
+    Args:
+        bits: [B, *S] integers below 2^R; IGNORE where nobody has said anything about any region.
+        count: R, at most 7.
+    """
+    shifts = torch.arange(count, device=bits.device).view(1, -1, *([1] * (bits.ndim - 1)))
+    maps = bits.long().unsqueeze(1)
+    return torch.where(maps == IGNORE, IGNORE, (maps >> shifts) & 1)
+
+
+def bits_of(regions: Tensor) -> Tensor:
+    """Return one map [B, *S] uint8 in which bit r is set where region r is, of [B, R, *S] booleans.
+
+    Raises:
+        ShapeError: There are more than seven regions.
+    """
+    if regions.shape[1] > MOST_REGIONS:
+        raise ShapeError(f"{regions.shape[1]} overlapping regions; at most {MOST_REGIONS} fit into one map")
+    values = torch.tensor([1 << r for r in range(regions.shape[1])], dtype=torch.uint8, device=regions.device)
+    return (regions.to(torch.uint8) * values.view(1, -1, *([1] * (regions.ndim - 2)))).sum(1, dtype=torch.uint8)
 
 
 def largest_components(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from labeleff.batch import IGNORE
 from labeleff.files import write_atomically
 from labeleff.functional.raters import disagreement
+from labeleff.functional.regions import MOST_REGIONS
 
 # Okabe and Ito: told apart with any colour vision
 COLOURS = np.array(
@@ -28,9 +29,19 @@ def grey(image: NDArray[Any]) -> NDArray[np.float64]:
     return scaled
 
 
-def overlay(image: NDArray[Any], label: NDArray[Any], *, strength: float = 0.4) -> NDArray[np.float64]:
-    """Return [H, W, 3] in [0, 1]: a grey image with translucent classes and their outlines in full colour."""
-    result = np.repeat(image[..., None], 3, axis=-1)
+def overlay(
+    image: NDArray[Any], label: NDArray[Any], *, strength: float = 0.4, exclusive: bool = True
+) -> NDArray[np.float64]:
+    """Return [H, W, 3] in [0, 1]: a grey image with translucent classes and their outlines in full colour.
+
+    Regions that overlap (one bit each) are laid over one another.
+    """
+    result = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+    if not exclusive:
+        for bit in range(MOST_REGIONS):
+            inside = ((label >> bit) & 1 > 0) & (label != IGNORE)
+            result = overlay(result, np.where(inside, bit + 1, 0), strength=0.7 * strength)
+        return result
     inside = (label > 0) & (label != IGNORE)
     colour = COLOURS[1 + (label.astype(int) - 1) % (len(COLOURS) - 1)]
     edge = np.zeros(label.shape, bool)
@@ -90,6 +101,7 @@ def draw_case(
     classes: Sequence[str],
     slice_axis: int = 0,
     beside: str = "reference",
+    exclusive: bool = True,
 ) -> None:
     """Write a PNG: rows are slices; columns the image, the reference and each prediction with its Dice.
 
@@ -102,6 +114,7 @@ def draw_case(
         classes: Names, background first.
         slice_axis: Axis of a volume that is cut.
         beside: What the reference is called.
+        exclusive: Otherwise regions overlap, one bit each.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -118,13 +131,14 @@ def draw_case(
     for row, view in enumerate(slices_of(scaled, slice_axis, places)):
         for column, (name, label) in enumerate(columns.items()):
             axes = grid[row, column]
-            shown = overlay(view, slices_of(label, slice_axis, places)[row]) if label is not None else view
+            cut = slices_of(label, slice_axis, places)[row] if label is not None else None
+            shown = overlay(view, cut, exclusive=exclusive) if cut is not None else view
             axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if row == 0:
                 found = predictions.get(name)
-                score = "\n" if found is None else f"\nmean Dice {_dice(found, reference, len(classes)):.3f}"
+                score = "\n" if found is None else f"\nmean Dice {_dice(found, reference, len(classes), exclusive):.3f}"
                 axes.set_title(name + score, fontsize=9)
             if column == 0 and image.ndim == 3:
                 axes.set_ylabel(f"slice {places[row]}", fontsize=8)
@@ -196,11 +210,12 @@ def draw_raters(
     write_atomically(path, buffer.getvalue())
 
 
-def _dice(prediction: NDArray[Any], reference: NDArray[Any], classes: int) -> float:
+def _dice(prediction: NDArray[Any], reference: NDArray[Any], classes: int, exclusive: bool) -> float:
     from labeleff.evaluation.metrics import measure
 
     names = [str(i) for i in range(classes)]
-    rows = measure(prediction, reference, classes=names, spacing=(float("nan"),) * reference.ndim)
+    spacing = (float("nan"),) * reference.ndim
+    rows = measure(prediction, reference, classes=names, spacing=spacing, exclusive=exclusive)
     return float(np.nanmean([row["dice"] for row in rows])) if any(not r["absent"] for r in rows) else float("nan")
 
 
@@ -216,11 +231,13 @@ def select_cases(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
 
 
-def overlay_grid(image: NDArray[Any], labels: Sequence[NDArray[Any]], *, slice_axis: int = 0) -> NDArray[np.uint8]:
+def overlay_grid(
+    image: NDArray[Any], labels: Sequence[NDArray[Any]], *, slice_axis: int = 0, exclusive: bool = True
+) -> NDArray[np.uint8]:
     """Return [3, H, W] for TensorBoard: the image beside each label map over it, at the largest section."""
     places = interesting(labels[0], slice_axis)
     place = places[len(places) // 2]
     view = slices_of(grey(image), slice_axis, [place])[0]
     tiles = [np.repeat(view[..., None], 3, axis=-1)]
-    tiles += [overlay(view, slices_of(label, slice_axis, [place])[0]) for label in labels]
+    tiles += [overlay(view, slices_of(label, slice_axis, [place])[0], exclusive=exclusive) for label in labels]
     return np.round(np.concatenate(tiles, axis=1) * 255).astype(np.uint8).transpose(2, 0, 1)

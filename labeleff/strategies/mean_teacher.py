@@ -6,14 +6,14 @@ that of UA-MT and SSL4MIS without uncertainty.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.functional.ema import BufferRule, ema_update_
-from labeleff.functional.losses import DiceForm, probability_mse, segmentation_loss
+from labeleff.functional.losses import DiceForm, probabilities, probability_mse, segmentation_loss
 from labeleff.functional.schedules import early_decay, ramped
 from labeleff.functional.uncertainty import noised
 from labeleff.registry import register
@@ -23,6 +23,8 @@ from labeleff.strategies.base import Strategy, fresh_copy, set_mode
 @register("strategy", "mean_teacher")
 class MeanTeacher(Strategy):
     """L = (CE + Dice) / 2 (labelled) + λ(t) · MSE(softmax student, softmax teacher) (unlabelled).
+
+    Regions that overlap have sigmoids in place of softmax.
 
     The default is the one we would defend: no early-life ramp of the decay is needed once the weight itself is ramped,
     a full weight of 1 and a teacher in eval mode. SSL4MIS: ``weight=0.1, ramp_decay=True, teacher_mode=train,
@@ -38,6 +40,8 @@ class MeanTeacher(Strategy):
         buffers: What happens to the teacher's norm statistics, see ``ema_update_``.
         dice: Form of the Dice loss.
     """
+
+    supports_regions: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -63,9 +67,9 @@ class MeanTeacher(Strategy):
         """Return labelled and unlabelled patches; without unlabelled cases only the supervised term is left."""
         return {"labelled": Stream("labelled"), "unlabelled": Stream("unlabelled", optional=True)}
 
-    def build(self, backbone: nn.Module, task: Task) -> None:  # noqa: ARG002
+    def build(self, backbone: nn.Module, task: Task) -> None:
         """Make the teacher: a copy of the student as it starts."""
-        self.teacher = fresh_copy(backbone)
+        self.teacher, self.exclusive = fresh_copy(backbone), task.exclusive
 
     def set_modes(self, backbone: nn.Module) -> None:
         """Train the student; the teacher as asked for."""
@@ -82,11 +86,11 @@ class MeanTeacher(Strategy):
         count = len(labelled.image)
         logits = backbone(torch.cat([labelled.image, unlabelled.image]))
         with torch.no_grad():
-            target = self.teacher(noised(unlabelled.image, self.noise)).float().softmax(1)
+            target = probabilities(self.teacher(noised(unlabelled.image, self.noise)), exclusive=self.exclusive)
         weight = ramped(self.weight, progress.fraction, self.rampup)
         losses = {
             "supervised": segmentation_loss(logits[:count], labelled.label, dice=self.dice),
-            "consistency": weight * probability_mse(logits[count:], target, unlabelled.valid),
+            "consistency": weight * probability_mse(logits[count:], target, unlabelled.valid, exclusive=self.exclusive),
         }
         seen = {"labelled": logits[:count].detach(), "unlabelled": logits[count:].detach()}
         return StepOutput(losses, seen, {"consistency_weight": torch.tensor(weight)})

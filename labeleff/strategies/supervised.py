@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from labeleff.batch import Batch, Progress, StepOutput
+from labeleff.batch import Batch, Progress, StepOutput, Task
+from labeleff.errors import RecipeError
 from labeleff.functional.losses import DiceForm, segmentation_loss, soft_segmentation_loss
 from labeleff.functional.robust import generalised_cross_entropy, noise_robust_dice, symmetric_cross_entropy
 from labeleff.registry import register
@@ -24,6 +25,7 @@ ROBUST: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Supervised(Strategy):
     """L = (CE + Dice) / 2 over the labelled voxels, or a loss that wrong labels disturb less.
 
+    Regions that overlap are so many two-class problems; of the losses, ``dice_ce`` knows them.
     ``dice_ce`` takes several raters' shares of the classes for the label where ``data.raters`` is ``soft``.
 
     Args:
@@ -32,6 +34,8 @@ class Supervised(Strategy):
         dice: Of ``dice_ce``: ``squared`` pools over the batch, which suits slices where a class is often absent;
             ``linear`` is per sample, so that data-parallel processes equal one.
     """
+
+    supports_regions: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -45,6 +49,16 @@ class Supervised(Strategy):
         self.loss = loss
         self.dice: DiceForm = dice
         self.soft_labels = loss == "dice_ce"
+
+    def build(self, backbone: nn.Module, task: Task) -> None:  # noqa: ARG002
+        """Refuse a loss that the task does not have.
+
+        Raises:
+            RecipeError: The loss is for classes that exclude one another.
+        """
+        if not task.exclusive and self.loss != "dice_ce":
+            raise RecipeError(f"supervised: loss {self.loss} is for classes that exclude one another; use dice_ce")
+        self.soft_labels = self.soft_labels and task.exclusive
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:  # noqa: ARG002
         """Return ``supervised``: the segmentation loss of the labelled stream."""
