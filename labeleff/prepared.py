@@ -13,14 +13,13 @@ from typing import Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from labeleff import registry
 from labeleff.backbones.outputs import check_patch
 from labeleff.backbones.views import first_of_ensemble
+from labeleff.backbones.weights import load_weights, read_weights
 from labeleff.batch import IGNORE, Batch, Stream, Task, derive_seed
 from labeleff.data import raters
 from labeleff.data.annotations import AnnotationStore
@@ -77,28 +76,31 @@ class Prepared:
         """Return the recipe's network with weights that are a function of the seed."""
         return make_backbone(self.recipe, self.task, seed)
 
-    def start(self, backbone: nn.Module, stage: Stage, seed: int) -> nn.Module:
-        """Return the network a stage starts from: the previous stage's, a fresh one, or one from a file.
+    def start(self, backbone: nn.Module, stage: Stage, seed: int) -> tuple[nn.Module, str]:
+        """Return the network a stage starts from (the previous stage's, a fresh one, or one from a file) and what to say of it.
 
         Raises:
-            RunError: The file cannot be read or does not fit the network.
+            RunError: The file cannot be read, or fills less of the network than ``start_share``.
         """
         if stage.start == "previous":
-            return backbone
+            return backbone, ""
         if stage.start == "fresh":
-            return self.backbone(seed)
-        try:
-            backbone.load_state_dict(first_of_ensemble(load_file(stage.start))[0])
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise RunError(
-                f"start: {stage.start}: these weights do not load into {self.recipe.backbone.name}: {reason}"
-            ) from error
-        return backbone
+            return self.backbone(seed), ""
+        if stage.start_share < 1:  # what the file leaves is drawn as in a fresh network, not what came before
+            backbone = self.backbone(seed)
+        report = load_weights(
+            backbone,
+            first_of_ensemble(read_weights(Path(stage.start)))[0],
+            channels=self.task.channels,
+            axis=self.manifest.slice_axis if self.manifest.axes == 3 else -1,
+            minimum=stage.start_share,
+            what=f"start: {stage.start}: these weights do not load into {self.recipe.backbone.name}",
+        )
+        return backbone, f"{stage.start}: {report.summary}"
 
     def handed(self, stage: Stage) -> dict[str, Tensor]:
         """Return what the file that a stage starts from holds beside a network: the other networks of an ensemble."""
-        return {} if stage.start in ("previous", "fresh") else first_of_ensemble(load_file(stage.start))[1]
+        return {} if stage.start in ("previous", "fresh") else first_of_ensemble(read_weights(Path(stage.start)))[1]
 
     # -- data -----------------------------------------------------------------------------------------------------------
 

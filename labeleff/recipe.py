@@ -136,7 +136,8 @@ class Stage:
         folds: Train so many networks, each without one part of the labelled patients; the annotator then revises once, at
             the end, and sees every labelled case by the network that never did. 0: one network, all patients.
         fold: Which part this stage leaves out; null: all in turn, as stages of their own.
-        start: ``previous``, ``fresh``, or a safetensors file.
+        start: ``previous``, ``fresh``, or a file of weights: safetensors, or a torch file of nothing but tensors.
+        start_share: Smallest share of the network's numbers that this file must fill, in (0, 1]; the rest is drawn afresh.
         take: Which weights are handed on: ``last`` or ``val_best``.
         optimiser_state: ``fresh``, or ``previous`` to take over moments from the stage before.
     """
@@ -156,6 +157,7 @@ class Stage:
     folds: int = 0
     fold: int | None = None
     start: str = "previous"
+    start_share: float = 1.0
     take: Literal["last", "val_best"] = "last"
 
     @property

@@ -406,6 +406,7 @@ def _check_stage_ranges(stage: Stage, where: str, patch: tuple[int, ...]) -> Non
         stage.optimiser.weight_decay >= 0, f"{where}.optimiser.weight_decay", stage.optimiser.weight_decay, "0 or more"
     )
     need(stage.revise_every >= 0, f"{where}.revise_every", stage.revise_every, "0 or more steps")
+    need(0 < stage.start_share <= 1, f"{where}.start_share", stage.start_share, "a share in (0, 1]")
     need(stage.schedule.warmup >= 0, f"{where}.schedule.warmup", stage.schedule.warmup, "0 or more steps")
     need(stage.schedule.every >= 1, f"{where}.schedule.every", stage.schedule.every, "at least 1 step")
     for name, stream in stage.streams.items():

@@ -280,7 +280,9 @@ class Run:
                     f"stages.{index}.annotator: no axis {beyond[0]}; this network has the axes 0 to {last}"
                 )
         if state is None:
-            self.backbone = self.data.start(self.backbone, stage, derive_seed(self.recipe.seed, "init"))
+            self.backbone, said = self.data.start(self.backbone, stage, derive_seed(self.recipe.seed, "init"))
+            if said:
+                self.log.say(f"stage {index}: {said}")
         else:
             self._reshape_as_before(index)
         flags = [(p, p.requires_grad) for p in self.backbone.parameters()]

@@ -200,8 +200,16 @@ def test_a_stage_can_start_from_a_file_or_afresh(tmp_path, cache):
     assert any(not torch.equal(a[key], c[key]) for key in a)
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"not weights")
-    with pytest.raises(RunError, match="do not load into unet"):
+    with pytest.raises(RunError, match="these weights cannot be read"):
         run(load_recipe(tiny(stages=[zero | {"start": str(bad)}])), tmp_path / "e", cache=cache)
+    part = {f"module.{key}": value for key, value in a.items() if not key.startswith("model.2.")}
+    torch.save({"state_dict": part}, tmp_path / "part.pt")
+    half = zero | {"start": str(tmp_path / "part.pt")}
+    with pytest.raises(RunError, match=r"part\.pt: these weights do not load into unet: only \d+\.\d%.* at least 100%"):
+        run(load_recipe(tiny(stages=[half])), tmp_path / "f", cache=cache)
+    run(load_recipe(tiny(stages=[half | {"start_share": 0.5}])), tmp_path / "g", cache=cache)
+    g = load_file(tmp_path / "g" / "predictor.safetensors")
+    assert all(torch.equal(g[key], (c if key.startswith("model.2.") else a)[key]) for key in g)
 
 
 def test_val_best_is_the_best_validation(finished, tmp_path, cache):

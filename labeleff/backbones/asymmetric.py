@@ -44,12 +44,12 @@ class AsymmetryReport:
         """All of it in one line."""
         return (
             f"{len(self.changed)} of {len(self.changed) + len(self.kept)} convolutions are now blind along axis {self.axis}"
-            + (_counted("; left as they are", self.kept))
+            + (counted("; left as they are", self.kept))
         )
 
 
-def _counted(heading: str, entries: Sequence[tuple[str, str]]) -> str:
-    """Return a heading and how often each reason is given, or nothing."""
+def counted(heading: str, entries: Sequence[tuple[str, str]]) -> str:
+    """Return a heading and how often each reason is given, or nothing; entries are pairs of a name and a reason."""
     counts = Counter(reason for _, reason in entries)
     return f"{heading}: " + ", ".join(f"{n} ({reason})" for reason, n in counts.items()) if counts else ""
 
@@ -192,7 +192,7 @@ class InflationReport:
         """All of it in one line."""
         taken = f"{self.share:.0%} of the 2-D weights are used: {len(self.matched)} entries as they are"
         return (
-            taken + _counted("; adapted", self.adapted) + _counted("; left", self.left) + f"; {len(self.unused)} unused"
+            taken + counted("; adapted", self.adapted) + counted("; left", self.left) + f"; {len(self.unused)} unused"
         )
 
 
@@ -227,8 +227,8 @@ def inflate_2d(
         if source is None:
             left.append((name, "no 2-D weight of this name"))
             continue
-        stride = _stride_of_transposed(network, name, axis % 3)
-        found, how = _inflated(source, target, axis % 3, stride=stride, first=name == first)
+        stride = stride_of_transposed(network, name, axis % 3)
+        found, how = inflated(source, target, axis % 3, stride=stride, first=name == first)
         if found is None:
             left.append((name, how))
             continue
@@ -254,16 +254,24 @@ def inflate_2d(
     return report
 
 
-def _stride_of_transposed(network: nn.Module, name: str, axis: int) -> int | None:
+def stride_of_transposed(network: nn.Module, name: str, axis: int) -> int | None:
     """Return the stride along an axis of the transposed convolution that a weight belongs to; None for other weights."""
     owner = network.get_submodule(name.rpartition(".")[0])
     return int(owner.stride[axis]) if isinstance(owner, nn.ConvTranspose3d) else None
 
 
-def _inflated(
+def inflated(
     source: Tensor, target: Tensor, axis: int, *, stride: int | None, first: bool
 ) -> tuple[Tensor | None, str]:
-    """Return a 2-D tensor in the shape of a 3-D one and in what respect it is not exact, or None and why it does not fit."""
+    """Return a 2-D tensor in the shape of a 3-D one and in what respect it is not exact, or None and why it does not fit.
+
+    Args:
+        source: Of the 2-D network.
+        target: Of the 3-D network.
+        axis: 0 … 2, the axis that the 2-D network does not have.
+        stride: Along that axis, of a transposed convolution; None for other weights.
+        first: It sees the image, and may have other input channels.
+    """
     if source.shape == target.shape:
         return source, ""
     kernel = list(target.shape[2:])
