@@ -87,13 +87,16 @@ def find_taps(
     """Return where the features of a network are found, by a dry run in eval mode.
 
     * Bottleneck: of the maps that the output depends on, one of the smallest size above one voxel (maps of one voxel are
-      gates); of these the widest, of these the last.
+      gates); of these the widest, of these the last; or the block around it that returns a map of the same size (blocks
+      widen inside).
     * Encoder: at each larger size the last map before the bottleneck that the bottleneck depends on.
     * Decoder: at each larger size the last map after the bottleneck that depends on it and that the output depends on. Maps
       at full resolution with one channel per class are heads, not features.
 
     Where a size has other maps, concatenations do not count, nor does what comes from inside a module that enlarges (the
-    convolution before an upsampling). Each can be named instead.
+    convolution before an upsampling). Nor do sizes that do not divide the image's, which are padding, where the bottleneck's
+    does, or maps whose channels change with the size of the image, which come last in them (transformers). Each can be
+    named instead.
 
     Args:
         network: Any backbone; left as it was.
@@ -110,11 +113,15 @@ def find_taps(
     size = tuple(patch) if patch is not None else nearest_size(network, task, (USUAL_PATCH,) * task.ndim)
     run = dry_run(network, task, size)
     maps = [output for output in run.outputs if _is_map(output.tensor, task.ndim)]
+    if any(isinstance(module, nn.LayerNorm) for module in network.modules()):
+        maps = _channels_second(maps, network, task, size)
     off = {
         name for name, module in network.named_modules() if isinstance(module, _DropoutNd)
     }  # they hand on, perhaps a copy
     candidates = [o for o in _distinct(maps) if o.node in run.parents and o.module not in off]
     deepest = _named(network, maps, bottleneck, "bottleneck") if bottleneck else _bottleneck(candidates, size)
+    if _divides(deepest, size):
+        candidates = [output for output in candidates if _divides(output, size)]
     below, above = run.ancestors(deepest.node), run.descendants(deepest.node)
     larger = [output for output in candidates if _voxels(output) > _voxels(deepest)]
     if encoder is None:
@@ -142,6 +149,24 @@ def find_taps(
 
 def _is_map(tensor: Tensor, ndim: int) -> bool:
     return tensor.ndim == ndim + 2 and len(tensor) == 1 and tensor.grad_fn is not None
+
+
+def _channels_second(maps: list[Output], network: nn.Module, task: Task, size: Sequence[int]) -> list[Output]:
+    """Return the maps without those that have their channels last, as norm layers of transformers want them.
+
+    What is taken for channels is then a length of the image, and changes with it. Networks that cannot take another size are
+    believed.
+    """
+    try:
+        outputs = dry_run(network, task, (2 * size[0], *size[1:])).outputs
+    except ShapeError:
+        return maps
+    channels = {(o.module, o.call, o.item): o.tensor.shape[1] for o in outputs if _is_map(o.tensor, task.ndim)}
+    return [o for o in maps if channels.get((o.module, o.call, o.item)) == o.tensor.shape[1]]
+
+
+def _divides(output: Output, size: Sequence[int]) -> bool:
+    return all(n % m == 0 for n, m in zip(size, output.tensor.shape[2:], strict=True))
 
 
 def _voxels(output: Output) -> int:
@@ -174,7 +199,8 @@ def _bottleneck(candidates: list[Output], size: Sequence[int]) -> Output:
         )
     fewest = min(map(_voxels, small))
     deep = _features([output for output in small if _voxels(output) == fewest])
-    return max(deep, key=lambda output: (output.tensor.shape[1], output.end))
+    widest = max(deep, key=lambda output: (output.tensor.shape[1], output.end))
+    return max((o for o in deep if o is widest or _inside(widest, o)), key=lambda output: output.end)
 
 
 def _features(outputs: list[Output]) -> list[Output]:
@@ -219,12 +245,17 @@ def _named(network: nn.Module, maps: list[Output], name: str, what: str) -> Outp
 def _refuse_tokens(run: DryRun, deepest: Output, *, alone: bool) -> None:
     """Refuse networks whose deepest features are tokens [B, N, C]: what looks like a bottleneck is where those were cut.
 
+    A map of as many voxels as there were tokens before it is these tokens, laid out.
+
     Raises:
         ShapeError: Tokens come after the bottleneck, or before it where it is the only level.
     """
-    after = run.descendants(deepest.node)
+    after, before = run.descendants(deepest.node), run.ancestors(deepest.node)
     for output in run.outputs:
-        if output.tensor.ndim == 3 and output.node in run.parents and (alone or output.node in after):
+        if output.tensor.ndim != 3 or output.node not in run.parents:
+            continue
+        laid_out = output.node in before and output.tensor.shape[1] == _voxels(deepest)
+        if output.node in after or (alone and not laid_out):
             raise ShapeError(
                 f"this backbone works on tokens (module {output.module!r} returns {list(output.tensor.shape)}), so that its "
                 "bottleneck cannot be told; name the module that returns a feature map [B, C, *S]"

@@ -11,31 +11,7 @@ from labeleff.backbones.outputs import Unwrapped, check_patch, logits_of
 from labeleff.batch import Task
 from labeleff.errors import ShapeError
 from labeleff.strategies.base import fresh_copy
-
-SMALL = {
-    "unet": {"channels": (4, 8, 16)},
-    "basic_unet": {"features": (4, 4, 8, 8, 16, 4)},
-    "vnet": {},
-    "segresnet": {"filters": 8, "blocks_down": (1, 1, 1)},
-    "dynunet": {"filters": (4, 8, 16)},
-}
-
-
-@pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("name", registry.names("backbone"))
-def test_every_backbone_in_2d_and_3d(name, ndim):
-    task = Task(("background", "one", "two"), ndim, channels=2)
-    torch.manual_seed(0)
-    network = registry.get("backbone", name)(task, **SMALL[name])
-    patch = (32,) * ndim
-    check_patch(network, task, patch)
-    network.train()
-    logits = network(torch.randn(2, 2, *patch))
-    assert logits.shape == (2, 3, *patch)
-    logits.sum().backward()
-    torch.manual_seed(0)
-    again = registry.get("backbone", name)(task, **SMALL[name])
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+from tests.backbones.networks import make
 
 
 def test_patches_that_do_not_fit_are_refused_with_a_size_that_works():
@@ -80,17 +56,15 @@ def test_options_out_of_range(name, options):
 )
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_dropout_is_as_asked_for_everywhere(name, p):
-    network = registry.get("backbone", name)(Task(("background", "one"), 2), **(SMALL[name] | {"dropout": p}))
+    network = make(name, 2, dropout=p)
     found = {module.p for module in network.modules() if isinstance(module, _DropoutNd)}
     assert found <= {p}
     assert (len(dropouts(network)) > 0) == (p > 0)
 
 
-@pytest.mark.parametrize("name", registry.names("backbone"))
-def test_a_network_that_has_been_trained_can_be_copied(name):
-    options = SMALL[name] | ({"deep_supervision": True} if name == "dynunet" else {})
-    network = registry.get("backbone", name)(Task(("background", "one"), 2), **options)
-    image = torch.randn(2, 1, 32, 32)
+def test_a_network_that_keeps_its_heads_can_be_copied():
+    network = make("dynunet", 2, deep_supervision=True)
+    image = torch.randn(2, 2, 32, 32)
     network(image).sum().backward()
     twin = fresh_copy(network)
     assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in network.parameters()}

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from labeleff import registry
 from labeleff.backbones.taps import capture, encode, find_taps
 from labeleff.batch import Task
 from labeleff.errors import ShapeError
+from tests.backbones.networks import EINOPS, SIDE, SMALL
 
 CASES = {
     # name: options, strides of the encoder, strides of the decoder
@@ -22,14 +24,23 @@ CASES = {
     "segresnet": ({"filters": 8, "blocks_down": (1, 1, 1)}, [1, 2, 4], [2, 1]),
     "dynunet": ({"filters": (4, 8, 16)}, [1, 2, 4], [2, 1]),
     "dynunet deep": ({"filters": (4, 8, 8, 8), "deep_supervision": True}, [1, 2, 4, 8], [4, 2, 1]),
+    "attention_unet": ({"channels": (4, 8, 16)}, [1, 2, 4], [2, 1]),
+    "mednext": ({"filters": 4}, [1, 2, 4, 8, 16], [8, 4, 2, 1]),
+    "mednext deep": ({"filters": 4, "deep_supervision": True}, [1, 2, 4, 8, 16], [8, 4, 2, 1]),
+    "flexible_unet": ({"encoder": "resnet10", "decoder": (16, 8, 8, 4, 4)}, [2, 4, 8, 16, 32], [16, 8, 4, 2, 1]),
+    "unetr": (SMALL["unetr"], [16], [8, 4, 2, 1]),
+    "swin_unetr": (SMALL["swin_unetr"], [2, 4, 8, 16, 32], [16, 8, 4, 2, 1]),
     "unet plain": ({"channels": (4, 8, 16), "res_units": 0, "dropout": 0.3, "norm": "batch"}, [2, 4], [2]),
 }
 TASK = {ndim: Task(("background", "one", "two"), ndim, channels=2) for ndim in (2, 3)}
 
 
 def make(case, ndim):
+    name = case.split()[0]
+    if name in EINOPS and find_spec("einops") is None:
+        pytest.skip("needs einops")
     torch.manual_seed(0)
-    return registry.get("backbone", case.split()[0])(TASK[ndim], **CASES[case][0])
+    return registry.get("backbone", name)(TASK[ndim], **CASES[case][0])
 
 
 def state(network):
@@ -49,13 +60,19 @@ def test_every_registered_backbone_is_here():
     assert {case.split()[0] for case in CASES} == set(registry.names("backbone"))
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("case", CASES)
+ONLY_2D = ("flexible_unet", "unetr", "swin_unetr")
+"""Large in 3-D; their levels there are looked at in ``test_every_network``."""
+EARLY = {"swin_unetr": ("encoder1.", "encoder2.", "encoder3.", "encoder4.")}
+"""What a network computes for its skip connections before its bottleneck, so that a pass for the encoder cannot leave it out."""
+
+
+@pytest.mark.parametrize(("case", "ndim"), [(c, n) for c in CASES for n in (2, 3) if n == 2 or c not in ONLY_2D])
 def test_levels_parameters_and_an_encoder_that_stops(case, ndim):
     network, task = make(case, ndim), TASK[ndim]
+    side = SIDE.get(case, 32)
     next(network.parameters()).requires_grad_(False)
     before = state(network)
-    taps = find_taps(network, task, patch=(32,) * ndim)
+    taps = find_taps(network, task, patch=(side,) * ndim)
     assert same(before, state(network))
     next(network.parameters()).requires_grad_(True)
     _, down, up = CASES[case]
@@ -63,7 +80,7 @@ def test_levels_parameters_and_an_encoder_that_stops(case, ndim):
     assert [tap.stride for tap in taps.decoder] == [(stride,) * ndim for stride in up]
     assert taps.bottleneck == taps.encoder[-1]
 
-    image = torch.randn(2, 2, *[32] * ndim)
+    image = torch.randn(2, 2, *[side] * ndim)
     network.eval()
     with capture(network, [*taps.encoder, *taps.decoder]) as found:
         network(image)
@@ -100,7 +117,8 @@ def test_levels_parameters_and_an_encoder_that_stops(case, ndim):
         for hook in hooks:
             hook.remove()
         assert all(torch.equal(f, whole[tap]) for f, tap in zip(features, taps.encoder, strict=True))
-        assert not any(counts[name] for name, parameters in own.items() if parameters - encoder)
+        beyond = [name for name, parameters in own.items() if parameters - encoder]
+        assert not any(counts[name] for name in beyond if not name.startswith(EARLY.get(case, ("nothing",))))
         assert all(counts[name] for name, parameters in own.items() if parameters & encoder)
     assert state(network)[0] == before[0]
     assert pickle.loads(pickle.dumps(taps)) == taps
@@ -200,6 +218,65 @@ def test_modules_can_be_named():
     network.tokens = nn.Identity()
     with pytest.raises(ShapeError, match="returns no feature map"):
         find_taps(network, TOY, patch=(16, 16), decoder=["tokens"])
+
+
+class Inverted(nn.Module):
+    """Widens inside, as MedNeXt and EfficientNet do: the block is the bottleneck, not its widest layer."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.wide, self.back = nn.Conv2d(width, 4 * width, 1), nn.Conv2d(4 * width, width, 1)
+
+    def forward(self, x):
+        return x + self.back(F.relu(self.wide(x)))
+
+
+def test_a_block_that_widens_inside_is_taken_as_a_whole():
+    network = Net(Inverted())
+    network.act = nn.Identity()
+    network.shared = nn.Identity()
+    taps = find_taps(network, TOY, patch=(16, 16))
+    assert (taps.bottleneck.module, taps.bottleneck.channels) == ("middle", 6)
+    assert "middle.back.weight" in taps.encoder_parameters
+
+
+class Padded(nn.Module):
+    """Keeps its size by padding and cropping again: the padded map is no level."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.pad, self.conv = nn.ZeroPad2d(1), nn.Conv2d(width, width, 3)
+
+    def forward(self, x):
+        return self.conv(self.pad(x))
+
+
+def test_padding_is_no_level():
+    network = Net(Padded())
+    taps = find_taps(network, TOY, patch=(16, 16))
+    assert [tap.stride for tap in taps.encoder] == [(1, 1), (2, 2)]
+    # where the sizes of the network itself do not divide the image's, nothing can be told apart, and nothing is left out
+    odd = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1), nn.Upsample((18, 18)), nn.Conv2d(6, 3, 1))
+    assert [tap.shape for tap in find_taps(odd, TOY, patch=(18, 18)).encoder] == [(9, 9), (5, 5)]
+
+
+class ChannelsLast(nn.Module):
+    """Hands on its features with channels last, where a layer norm wants them."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.mlp(self.norm(x.movedim(1, -1))).movedim(-1, 1)
+
+
+def test_channels_last_are_no_map():
+    network = Net(ChannelsLast(), width=8)  # [1, 8, 8, 8]: by its shape alone it could be one of [B, C, *S]
+    network.act = network.shared = nn.Identity()
+    taps = find_taps(network, TOY, patch=(16, 16))
+    assert taps.bottleneck.module == "middle"
+    assert {"middle.mlp.weight", "middle.norm.weight"} < set(taps.encoder_parameters)
 
 
 def test_without_downsampling_there_is_no_bottleneck():
