@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 LISTS = ("strategies", "annotators", "backbones", "datasets", "noise", "priors", "recipes", "benchmarks")
+EXPORTS = ("safetensors", "bundle")
 KINDS = {
     "strategies": "strategy",
     "annotators": "annotator",
@@ -303,6 +304,69 @@ def budget(run: RunArgument, debug: DebugOption = False) -> None:
         from labeleff.bundle.budget import show_budget
 
         show_budget(run)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI file (2-D: PNG, TIFF, JPEG), or a folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A file for a file, or a folder.")],
+    also: Annotated[
+        list[Path] | None, typer.Option("--also", metavar="RUN", help="Another run of an ensemble; repeatable.")
+    ] = None,
+    flips: Annotated[str, typer.Option(help="Axes to mirror at test time, such as 0,1.")] = "",
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write those of every class.")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also write the entropy, nats.")] = False,
+    largest: Annotated[
+        bool, typer.Option("--largest-component", help="Keep only the largest component of each class.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Predict images that no run has seen: label maps in the geometry of the images.
+
+    [dim]labeleff predict runs/la8 images/ predictions/ --uncertainty[/dim]
+
+    [dim]labeleff predict runs/seed0 scan.nii.gz scan_label.nii.gz --also runs/seed1 --flips 0,1[/dim]
+    """
+    with _reported(debug=debug):
+        _load_plugins(plugin)
+        axes = [part.strip() for part in flips.split(",") if part.strip()]
+        if not all(axis.isdigit() for axis in axes):
+            raise RecipeError(f"--flips {flips}: give axes as numbers, such as 0,1")
+        from labeleff.predict import Wish
+        from labeleff.predict import predict as predict_files
+
+        mirrored = tuple(sorted({int(axis) for axis in axes}))
+        wish = Wish(probabilities, uncertainty, largest, mirrored, overwrite)
+        predict_files([run, *(also or [])], source, target, wish, device=device, say=typer.echo)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[str, typer.Option("--to", help="safetensors, or bundle (MONAI).")] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="The folder; default RUN/export/TO. Must be new.")] = None,
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write the predictor of a run for use elsewhere, with how images are prepared, and compare it with the run.
+
+    [dim]labeleff export runs/la8 --to bundle --out la8_bundle[/dim]
+    """
+    with _reported(debug=debug):
+        if to not in EXPORTS:
+            raise RecipeError(
+                f"--to {to}: nothing is exported as that.{did_you_mean(to, EXPORTS)} Known: {', '.join(EXPORTS)}"
+            )
+        _load_plugins(plugin)
+        from labeleff.export import export as export_run
+
+        folder = out or (run if run.is_dir() else run.parent) / "export" / to
+        found = export_run(run, to, folder)  # type: ignore[arg-type]  # one of EXPORTS
+        typer.echo(f"{folder}: differs from the run by {found['largest_difference']:.2g} in a logit at most")
 
 
 @app.command("list")

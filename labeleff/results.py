@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from labeleff import __version__, registry
 from labeleff.asking import summary as rounds_summary
+from labeleff.backbones.weights import state_of
 from labeleff.data.manifest import Case
 from labeleff.data.raters import reference
 from labeleff.data.rounds import Rounds
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.tables import ROUND, rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
+from labeleff.predictor import FILE, HEADER, processing_of
 from labeleff.prepared import Prepared, describe
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
@@ -60,9 +62,7 @@ def snapshot_path(directory: RunDirectory, stage: int, step: int) -> Path:
 
 
 def _tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{prefix}.{name}": value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()
-    }
+    return {f"{prefix}.{name}": value for name, value in state_of(module).items()}
 
 
 def load_snapshot(path: Path, backbone: nn.Module, strategy: Strategy) -> None:
@@ -241,11 +241,10 @@ class Results:
             "recipe": to_mapping(self.recipe),
             "classes": list(self.data.task.classes),
             "split": self.data.split.hash,
+            "processing": processing_of(self.data).as_plain(),
         }
-        tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-        write_atomically(
-            self.directory.folder / "predictor.safetensors", save(tensors, metadata={"labeleff": json.dumps(header)})
-        )
+        content = save(state_of(network), metadata={HEADER: json.dumps(header)})
+        write_atomically(self.directory.folder / FILE, content)
 
     def _pictures(self, rows: list[dict[str, Any]]) -> None:
         """Draw the best, the median and the worst case of the first predictor."""

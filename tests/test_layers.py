@@ -23,6 +23,9 @@ LAYERS = {
         "diagnostics",
         "runner",
         "checking",
+        "predictor",
+        "predict",
+        "export",
         "corruption",
         "suspects",
         "report",
@@ -66,7 +69,17 @@ def test_imports_go_downwards(name):
         ("omegaconf", {"recipe_io"}),
         ("typer", {"cli"}),
         ("ray", {"sweep.cluster"}),
-        ("monai", {"backbones.monai", "evaluation.inference", "evaluation.metrics", "sweep.preload"}),
+        (
+            "monai",
+            {
+                "backbones.monai",
+                "backbones.transformers",
+                "export",
+                "evaluation.inference",
+                "evaluation.metrics",
+                "sweep.preload",
+            },
+        ),
     ],
 )
 def test_libraries_stay_where_they_belong(library, allowed):

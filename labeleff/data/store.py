@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import OrderedDict
@@ -197,6 +198,48 @@ class ImageStore:
         return StoreError(f"case {name!r}: the prepared image is damaged ({error}); delete {folder} and run again")
 
 
+def as_stored(image: NDArray[Any], normalise: Normalise) -> NDArray[np.float32]:
+    """Return what the store gives back for an image [C, *S] that it has prepared: rounded and normalised as there.
+
+    Images that no run has seen go this way. Beyond the result no memory is needed but for a slab.
+
+    Args:
+        image: Finite values, uint8 or others.
+        normalise: As in :meth:`ImageStore.prepare`.
+    """
+    result = np.empty(image.shape, np.float32)
+    exact = image.dtype == np.uint8
+    for channel, values in zip(image, result, strict=True):
+        slabs = range(0, len(channel), CHUNK)
+        mean = sum(float(_slab(channel, s).sum()) for s in slabs) / channel.size
+        sd = math.sqrt(sum(float(((_slab(channel, s) - mean) ** 2).sum()) for s in slabs) / channel.size)
+        low, high = float(channel.min()), float(channel.max())
+        offset, scale = (0.0, 1.0) if exact else (mean, max(max(high - mean, mean - low) / 1024, 1e-30))
+        shift = np.float32({"zscore": mean, "minmax": low, "none": 0.0}[normalise])
+        unit = {"zscore": np.float32(sd), "minmax": np.float32(high) - np.float32(low), "none": np.float32(1)}[
+            normalise
+        ]
+        unit = unit if unit > 0 else np.float32(1)
+        for s in slabs:
+            raw = _slab(channel, s) if exact else ((_slab(channel, s) - offset) / scale).astype(np.float16)
+            values[s : s + CHUNK] = raw.astype(np.float32) * (np.float32(scale) / unit)
+            values[s : s + CHUNK] += (np.float32(offset) - shift) / unit
+    return result
+
+
+def _slab(channel: NDArray[Any], start: int) -> NDArray[np.float64]:
+    return channel[start : start + CHUNK].astype(np.float64)
+
+
+def resampled(image: NDArray[Any], spacing: Sequence[float], wanted: Sequence[float]) -> NDArray[np.float32]:
+    """Return an image [C, *S] float32 on another size of voxels, mm, linearly."""
+    factors = [1.0, *(own / to for own, to in zip(spacing, wanted, strict=True))]
+    zoomed: NDArray[np.float32] = ndimage.zoom(
+        image.astype(np.float32), factors, order=1, grid_mode=True, mode="nearest"
+    )
+    return zoomed
+
+
 def _prepared(dataset: Images, case: Case, axes: int, cache: Path, spacing: tuple[float, ...] | None) -> Entry:
     """Return the entry of a case, decoding it where no earlier run has."""
     wish = json.dumps([FORMAT, dataset.fingerprint(case), case.spacing, spacing])
@@ -236,8 +279,7 @@ def _decode(image: NDArray[Any], case: Case, axes: int, cache: Path, spacing: tu
     if spacing is not None:
         if case.spacing is None or len(spacing) != axes:
             raise DataError(f"{where}: data.spacing needs {axes} lengths and a case whose own spacing is known")
-        factors = [1.0, *(own / wanted for own, wanted in zip(case.spacing, spacing, strict=True))]
-        image = ndimage.zoom(image.astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
+        image = resampled(image, case.spacing, spacing)
         known = spacing
     folder = hashlib.sha256(json.dumps([FORMAT, content, spacing, known]).encode()).hexdigest()[:32]
     flat = image.reshape(image.shape[0], -1).astype(np.float64)

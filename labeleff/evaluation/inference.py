@@ -58,12 +58,7 @@ def predict_volume(
         exclusive: Softmax over classes; otherwise sigmoid for each region.
         dropout: Leave dropout on; what is dropped comes from torch's global generator.
     """
-
-    def probabilities(window: Tensor) -> Tensor:
-        logits: Tensor = network(window).float()
-        scores: Tensor = logits.softmax(1) if exclusive else logits.sigmoid()
-        return scores
-
+    probabilities = _scores(network, exclusive=exclusive)
     with evaluating(network, dropout=dropout):
         if image.ndim - 1 == ndim:
             return _windows(probabilities, image[None], patch, overlap, window_batch)[0]
@@ -75,6 +70,128 @@ def predict_volume(
             part = slices[start : start + window_batch]
             result[start : start + window_batch] = _windows(probabilities, part, patch, overlap, window_batch)
         return result.movedim(0, slice_axis + 1)
+
+
+def _scores(network: nn.Module, *, exclusive: bool) -> Callable[[Tensor], Tensor]:
+    """Return what gives the probabilities of a window."""
+
+    def probabilities(window: Tensor) -> Tensor:
+        logits: Tensor = network(window).float()
+        scores: Tensor = logits.softmax(1) if exclusive else logits.sigmoid()
+        return scores
+
+    return probabilities
+
+
+def predict_slabs(
+    network: nn.Module,
+    image: Tensor,
+    *,
+    ndim: int,
+    patch: tuple[int, ...],
+    overlap: float = 0.5,
+    window_batch: int = 8,
+    slice_axis: int | None = None,
+    exclusive: bool = True,
+    device: str | torch.device = "cpu",
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the probabilities that :func:`predict_volume` returns, to the bit, in slabs one after the other.
+
+    A slab [K, *S] on the CPU is a part along the first axis (of a 2-D network: along ``slice_axis``), and comes with its
+    place there. No more than one window's length of scores is held, so that memory does not grow with the case. To be
+    called within :func:`evaluating`.
+
+    Args:
+        network: [B, C, *patch] -> logits [B, K, *patch], on the device.
+        image: [C, *S] on the CPU; windows are moved to the device one batch at a time.
+        ndim: Spatial axes of the network.
+        patch: Window, voxels.
+        overlap: Overlap of windows, share of the patch, in [0, 1).
+        window_batch: Windows per forward pass.
+        slice_axis: Axis of a volume that a 2-D network sees slice by slice.
+        exclusive: Softmax over classes; otherwise sigmoid for each region.
+        device: Where the network lives.
+    """
+    probabilities = _scores(network, exclusive=exclusive)
+    if image.ndim - 1 == ndim:
+        yield from _slabs(probabilities, image, patch, overlap, window_batch, device)
+        return
+    if slice_axis is None:
+        raise ValueError(f"a {ndim}-D network needs a slice_axis to see an image of shape {tuple(image.shape)}")
+    slices = image.movedim(slice_axis + 1, 0)
+    for start in range(0, len(slices), window_batch):
+        part = slices[start : start + window_batch].to(device)
+        scores = _windows(probabilities, part, patch, overlap, window_batch)
+        yield slice(start, start + len(part)), scores.movedim(0, slice_axis + 1)
+
+
+def count_windows(shape: tuple[int, ...], patch: tuple[int, ...], overlap: float, slice_axis: int | None = None) -> int:
+    """Return how many windows cover an image of a size, slices of a volume included."""
+    seen = [n for axis, n in enumerate(shape) if axis != slice_axis]
+    per_slice = len(_window_starts(tuple(map(max, seen, patch)), patch, overlap))
+    return per_slice * (shape[slice_axis] if slice_axis is not None else 1)
+
+
+def _window_starts(shape: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> list[tuple[slice, ...]]:
+    """Return the windows of MONAI's sliding window, the first axis slowest."""
+    from monai.data.utils import dense_patch_slices
+
+    steps = [max(1, int(n * (1 - overlap))) if n < length else n for n, length in zip(patch, shape, strict=True)]
+    windows: list[tuple[slice, ...]] = dense_patch_slices(shape, patch, steps)
+    return windows
+
+
+def _slabs(
+    probabilities: Callable[[Tensor], Tensor],
+    image: Tensor,
+    patch: tuple[int, ...],
+    overlap: float,
+    window_batch: int,
+    device: str | torch.device,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield what :func:`_windows` returns of one image [C, *S], finished part by finished part along the first axis.
+
+    Sums are taken in the order in which MONAI takes them, and divided once nothing more is added.
+    """
+    from monai.data.utils import compute_importance_map
+
+    spatial = image.shape[1:]
+    padding = [max(0, size - length) for size, length in zip(patch, spatial, strict=True)]
+    before = [p // 2 for p in padding]
+    if any(padding):
+        image = F.pad(image, [n for p, b in zip(padding[::-1], before[::-1], strict=True) for n in (b, p - b)])
+    inside = tuple(slice(b, b + n) for b, n in zip(before, spatial, strict=True))
+    shape = tuple(image.shape[1:])
+    if shape == tuple(patch):
+        yield slice(0, spatial[0]), probabilities(image[None].to(device))[0].cpu()[(slice(None), *inside)]
+        return
+    weight = compute_importance_map(patch, mode="gaussian").to(device)
+    windows = _window_starts(shape, patch, overlap)
+    sums: Tensor | None = None
+    counts = torch.zeros(0)
+    done = 0  # everything before is finished; the buffers begin here
+    for first in range(0, len(windows), window_batch):
+        group = windows[first : first + window_batch]
+        scores = probabilities(torch.cat([image[(slice(None), *window)][None] for window in group]).to(device))
+        scores = (scores * weight).cpu()
+        if sums is None:
+            sums, counts = scores.new_zeros(scores.shape[1], 0, *shape[1:]), scores.new_zeros(1, 0, *shape[1:])
+        missing = group[-1][0].stop - done - sums.shape[1]
+        if missing > 0:
+            sums, counts = (F.pad(t, (*(0, 0) * (len(shape) - 1), 0, missing)) for t in (sums, counts))
+        for window, score in zip(group, scores, strict=True):
+            place = (slice(None), slice(window[0].start - done, window[0].stop - done), *window[1:])
+            sums[place] += score
+            counts[place] += weight.cpu()
+        later = windows[first + len(group)][0].start if first + len(group) < len(windows) else shape[0]
+        if later > done:
+            whole = sums[:, : later - done] / counts[:, : later - done]
+            low, high = max(done, inside[0].start), min(later, inside[0].stop)
+            if high > low:
+                part = whole[(slice(None), slice(low - done, high - done), *inside[1:])]
+                yield slice(low - before[0], high - before[0]), part
+            sums, counts = sums[:, later - done :].clone(), counts[:, later - done :].clone()
+            done = later
 
 
 def _windows(
