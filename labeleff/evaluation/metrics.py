@@ -1,12 +1,14 @@
 """Metrics per case and class, with one declared rule for what is missed or absent.
 
 * absent: neither reference nor prediction has the class. Nothing can be measured: NaN, left out of means, counted.
-* missed: the reference has it, the prediction has not. spurious: the other way round. Dice and IoU are 0, distances are
-  the diagonal of the image: the worst there is, so that a miss never flatters a mean. Both are counted.
+* missed: the reference has it, the prediction has not. spurious: the other way round. Dice, IoU and NSD are 0, distances
+  are the diagonal of the image: the worst there is, so that a miss never flatters a mean. Both are counted. The volume
+  error of what is missed is -1; of what is spurious there is none, and it is left out of means.
 
 Surface distances are those of MONAI: between surface voxels, in millimetres where the spacing is known and in voxels
 (unit ``voxel``) where it is not. HD95 is the larger of the two directed 95th percentiles; ASSD is the mean over all
-surface voxels of both sides.
+surface voxels of both sides. NSD, the normalised surface Dice, is the share of all of these that lie within a tolerance of
+the other surface. The volume error is signed, a share of the reference's volume.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ from scipy import ndimage
 from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
 
+ROUNDING = 1e-6
+TOLERANCE = 2.0
+"""Of the NSD: mm where the spacing is known, voxels where it is not."""
+
 
 def measure(
     prediction: NDArray[Any],
@@ -31,6 +37,7 @@ def measure(
     classes: Sequence[str],
     spacing: Sequence[float],
     exclusive: bool = True,
+    tolerance: float = TOLERANCE,
 ) -> list[dict[str, Any]]:
     """Return one row per foreground class.
 
@@ -40,6 +47,7 @@ def measure(
         classes: Names, background first.
         spacing: Voxel size per axis, mm; NaN where unknown.
         exclusive: Otherwise regions overlap, and bit r of a map is set where the region ``classes[r + 1]`` is.
+        tolerance: Distance of surfaces that the NSD lets pass, mm or, where the spacing is unknown, voxels.
 
     Raises:
         ShapeError: The maps differ in shape.
@@ -57,7 +65,7 @@ def measure(
     for index, name in enumerate(classes):
         if index:
             one, two = (mask_of(label, index, exclusive=exclusive) for label in (prediction, reference))
-            row = _class_row(one & known, two & known, lengths, diagonal)
+            row = _class_row(one & known, two & known, lengths, diagonal, tolerance)
             rows.append({"class": name, **row, "unit": "mm" if in_mm else "voxel"})
     return rows
 
@@ -70,7 +78,11 @@ def mask_of(label: NDArray[Any], index: int, *, exclusive: bool = True) -> NDArr
 
 
 def _class_row(
-    predicted: NDArray[np.bool_], present: NDArray[np.bool_], spacing: tuple[float, ...], diagonal: float
+    predicted: NDArray[np.bool_],
+    present: NDArray[np.bool_],
+    spacing: tuple[float, ...],
+    diagonal: float,
+    tolerance: float,
 ) -> dict[str, Any]:
     """Return the metrics of one class of one case."""
     sizes = int(predicted.sum()), int(present.sum())
@@ -84,20 +96,24 @@ def _class_row(
         "absent": not any(sizes),
         "reference_voxels": sizes[1],
         "predicted_voxels": sizes[0],
+        "nsd": math.nan,
+        "volume_error": (sizes[0] - sizes[1]) / sizes[1] if sizes[1] else math.nan,
     }
     if row["absent"]:
         return row
     overlap = int((predicted & present).sum())
     row["dice"] = 2 * overlap / sum(sizes)
     row["iou"] = overlap / (sum(sizes) - overlap)
-    row["hd95"], row["assd"] = _distances(predicted, present, spacing) if all(sizes) else (diagonal, diagonal)
+    row["hd95"], row["assd"], row["nsd"] = (
+        _distances(predicted, present, spacing, tolerance) if all(sizes) else (diagonal, diagonal, 0.0)
+    )
     return row
 
 
 def _distances(
-    predicted: NDArray[np.bool_], present: NDArray[np.bool_], spacing: tuple[float, ...]
-) -> tuple[float, float]:
-    """Return HD95 and ASSD of two masks that are not empty, computed inside the box that holds both."""
+    predicted: NDArray[np.bool_], present: NDArray[np.bool_], spacing: tuple[float, ...], tolerance: float
+) -> tuple[float, float, float]:
+    """Return HD95, ASSD and NSD of two masks that are not empty, computed inside the box that holds both."""
     from monai.metrics.utils import get_mask_edges, get_surface_distance
 
     box = ndimage.find_objects((predicted | present).astype(np.uint8))[0]
@@ -110,4 +126,45 @@ def _distances(
         back = get_surface_distance(surface_two, surface_one, spacing=spacing)
     forth, back = np.asarray(there, float), np.asarray(back, float)
     hd95 = max(float(np.percentile(forth, 95)), float(np.percentile(back, 95)))
-    return hd95, float(np.concatenate([forth, back]).mean())
+    every = np.concatenate([forth, back])
+    return hd95, float(every.mean()), float((every <= tolerance + ROUNDING).mean())
+
+
+def calibration(probs: NDArray[Any], reference: NDArray[Any], *, bins: int = 15) -> dict[str, float]:
+    """Return how well probabilities of a case are calibrated, over its voxels with a known label.
+
+    * ``ece``, the expected calibration error (Guo et al., ICML 2017, eq. 3): the mean over voxels of how far, in the voxel's
+      bin of confidence, mean confidence is from the share that is right. Confidence is the largest probability; bins are
+      equally wide, closed on the right.
+    * ``overconfidence``: the same with its sign, mean confidence minus accuracy.
+    * ``brier``: the mean over voxels of the squared distance of the probabilities to the label, in [0, 2].
+
+    Most voxels of a case are background that nobody doubts, and pull all of these towards 0.
+
+    Args:
+        probs: [K, *S], which sum to one over classes.
+        reference: [*S] label map; voxels of IGNORE count for nothing.
+        bins: Number of bins.
+
+    Raises:
+        ShapeError: The shapes do not fit, or there are no bins.
+    """
+    if probs.shape[1:] != reference.shape or bins < 1:
+        raise ShapeError(
+            f"probabilities {probs.shape} need a reference of the shape {probs.shape[1:]}, not {reference.shape}, and at "
+            f"least one bin, not {bins}"
+        )
+    known = reference != IGNORE
+    if not known.any():
+        return dict.fromkeys(("ece", "overconfidence", "brier"), math.nan)
+    truth = reference[known].astype(int)
+    scores = probs[:, known].astype(np.float64)
+    confidence, right = scores.max(0), scores.argmax(0) == truth
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, confidence - right, bins)  # in each bin: voxels times (mean confidence - accuracy)
+    squared = (scores**2).sum(0) - 2 * np.take_along_axis(scores, truth[None], 0)[0] + 1
+    return {
+        "ece": float(np.abs(gaps).sum() / len(truth)),
+        "overconfidence": float(gaps.sum() / len(truth)),
+        "brier": float(squared.mean()),
+    }

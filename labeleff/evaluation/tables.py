@@ -18,9 +18,11 @@ from labeleff.files import write_atomically
 
 METRICS = ("dice", "iou", "hd95", "assd")
 COUNTS = ("missed", "spurious", "absent")
+SIZES = ("reference_voxels", "predicted_voxels")
+FURTHER = ("nsd", "volume_error")
+"""Metrics that no method is compared by; tables of cases that were written before there were any lack them."""
 COLUMNS = (
-    "case", "patient", "domain", "predictor", "selection", "class", *METRICS, "unit", *COUNTS,
-    "reference_voxels", "predicted_voxels",
+    "case", "patient", "domain", "predictor", "selection", "class", *METRICS, "unit", *COUNTS, *SIZES, *FURTHER,
 )  # fmt: skip
 MEAN = "mean"
 FEWEST_PATIENTS = 5
@@ -49,7 +51,7 @@ def read_cases_csv(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            if tuple(reader.fieldnames or ()) not in (COLUMNS, COLUMNS[: -len(FURTHER)]):
                 raise ValueError(f"its columns are {reader.fieldnames}")
             return [_typed(row) for row in reader]
     except (OSError, ValueError, TypeError) as error:
@@ -60,7 +62,8 @@ def _typed(row: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = dict(row)
     found.update({metric: float(row[metric]) for metric in METRICS})
     found.update({count: bool(int(row[count])) for count in COUNTS})
-    found.update({size: int(row[size]) for size in COLUMNS[-2:]})
+    found.update({size: int(row[size]) for size in SIZES})
+    found.update({metric: float(row.get(metric) or "nan") for metric in FURTHER})
     return found
 
 
@@ -79,7 +82,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for name in dict.fromkeys(r["class"] for r in own)
         ]
         entries += by_class
-        overall = {metric: _mean([entry[metric] for entry in by_class]) for metric in METRICS}
+        overall = {metric: _mean([entry[metric] for entry in by_class]) for metric in (*METRICS, *FURTHER)}
         counts = {count: sum(entry[count] for entry in by_class) for count in COUNTS}
         patients = _patient_means(own)
         entries.append(
@@ -94,6 +97,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     patients = _patient_means(rows)
     return {
         **{metric: _mean([row[metric] for row in rows]) for metric in METRICS},
+        **{metric: _mean([row.get(metric) for row in rows]) for metric in FURTHER},
         "unit": rows[0]["unit"],
         "cases": len(rows),
         "patients": len(patients),

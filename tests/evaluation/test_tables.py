@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from labeleff.evaluation.tables import rich_comparison, rich_table, summarise, write_cases_csv
+from labeleff.evaluation.tables import read_cases_csv, rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.report import pictures
 
 
@@ -38,6 +38,19 @@ def test_means_run_from_cases_to_classes():
     assert mean["dice"] == pytest.approx((1.4 / 3 + 0.3) / 2)
     assert (liver["missed"], spleen["absent"], mean["missed"], mean["absent"], mean["cases"]) == (1, 1, 1, 1, 3)
     assert mean["dice_interval"] is None  # three patients are too few
+
+
+def test_tables_from_before_there_were_further_metrics_are_read(tmp_path):
+    rows = [one | {"nsd": 0.5, "volume_error": -0.25} for one in ROWS]
+    write_cases_csv(tmp_path / "new.csv", rows)
+    lines = (tmp_path / "new.csv").read_text().splitlines()
+    (tmp_path / "old.csv").write_text("".join(",".join(line.split(",")[:-2]) + "\n" for line in lines))
+    new, old = read_cases_csv(tmp_path / "new.csv"), read_cases_csv(tmp_path / "old.csv")
+    assert [(r["nsd"], r["volume_error"]) for r in new] == [(0.5, -0.25)] * len(ROWS)
+    assert all(math.isnan(r["nsd"]) and math.isnan(r["volume_error"]) for r in old)
+    assert [r["dice"] for r in new][:3] == [r["dice"] for r in old][:3]
+    assert [entry["nsd"] for entry in summarise(new)] == [0.5] * 3
+    assert [entry["nsd"] for entry in summarise(old)] == [None] * 3
 
 
 def test_intervals_are_over_patients():
