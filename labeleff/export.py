@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from labeleff import __version__
+from labeleff.backbones.outputs import Unwrapped
 from labeleff.backbones.weights import state_of
 from labeleff.errors import RunError
 from labeleff.evaluation.inference import evaluating
@@ -75,7 +76,15 @@ def _compared(predictor: Predictor, other: nn.Module) -> dict[str, Any]:
     processing = predictor.processing
     image = torch.randn(1, processing.channels, *processing.patch, generator=torch.Generator().manual_seed(0))
     with evaluating(predictor.network), evaluating(other):
-        one, two = predictor.network(image).float(), other(image).float()
+        one = predictor.network(image).float()
+        try:
+            two = other(image).float()
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"what was exported cannot take the run's patch {list(processing.patch)} ({reason}); of unetr, "
+                "backbone.image must be the patch"
+            ) from error
     return {
         "patch": list(processing.patch),
         "largest_logit": float(one.abs().max()),
@@ -104,7 +113,7 @@ def _write_bundle(predictor: Predictor, place: Path, name: str) -> nn.Module:
     from monai.bundle import ConfigParser
 
     processing = predictor.processing
-    own = getattr(predictor.network, "network", predictor.network)  # deep supervision is unwrapped
+    own = predictor.network.network if isinstance(predictor.network, Unwrapped) else predictor.network
     if not isinstance(getattr(own, "definition", None), dict):
         raise RunError(
             f"{name}: the predictor is a {type(own).__name__}, which a MONAI bundle cannot describe; use --to safetensors"
@@ -117,7 +126,13 @@ def _write_bundle(predictor: Predictor, place: Path, name: str) -> nn.Module:
     parser = ConfigParser()
     parser.read_config(str(place / "configs" / "inference.json"))
     network: nn.Module = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(place / "models" / "model.pt", map_location="cpu", weights_only=True))
+    try:
+        network.load_state_dict(torch.load(place / "models" / "model.pt", map_location="cpu", weights_only=True))
+    except RuntimeError as error:
+        raise RunError(
+            f"{name}: a stage has changed the structure of the network, which a MONAI bundle cannot describe; use "
+            "--to safetensors"
+        ) from error
     return network
 
 

@@ -331,5 +331,10 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="is a Ensemble, which a MONAI bundle cannot describe"):
         export(tmp_path / "run", "bundle", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    network.model[0] = nn.Identity()
+    predictor = replace(predictor, network=network)
+    with pytest.raises(RunError, match="a stage has changed the structure of the network"):
+        export(tmp_path / "run", "bundle", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     result = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--to", "onnx"])
     assert (result.exit_code, "Known: safetensors, bundle" in " ".join(result.output.split())) == (2, True)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from labeleff import registry
 from labeleff.data.formats.phantom import Phantom
 from labeleff.errors import RecipeError, RunError, StoreError
+from labeleff.predict import predict
 from labeleff.prepared import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
@@ -75,6 +76,18 @@ def test_predictor_travels_with_what_it_needs(finished):
     assert header["classes"] == ["background", "large", "paired", "small"]
     assert header["split"] == summary["split"]
     assert load_recipe(header["recipe"]).name == "tiny"
+
+
+def test_prediction_of_a_file_is_that_of_evaluation(finished, tmp_path):
+    recipe, folder, _ = finished
+    dataset = registry.build("dataset", recipe.data.dataset.name, **recipe.data.dataset.options)
+    kept = sorted((folder / "predictions").glob("*.npz"))[0]
+    case = dataset.manifest().case(kept.stem)
+    Image.fromarray(dataset.read_image(case)[0].astype(np.float32)).save(tmp_path / "image.tif")
+    predict([folder], tmp_path / "image.tif", tmp_path / "label.png")
+    with np.load(kept) as content:
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "label.png")), content["prediction"])
+        assert len(np.unique(content["prediction"])) > 1
 
 
 def test_pictures_can_be_opened(finished):

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from labeleff.backbones.asymmetric import counted, inflated, stride_of_transposed
 from labeleff.errors import RunError
@@ -147,7 +148,8 @@ def load_weights(
         if source is None:
             left.append((name, "not in the file"))
             continue
-        first = target.ndim > 2 and target.shape[1] == channels
+        owner = network.get_submodule(name.rpartition(".")[0])
+        first = isinstance(owner, _ConvNd) and not owner.transposed and target.ndim > 2 and target.shape[1] == channels
         found, how = _fitted(source, target, network, name, axis=axis, first=first)
         if found is None:
             left.append((name, how))

@@ -57,6 +57,12 @@ def test_colour_weights_on_grey_images_are_the_network_on_grey_in_colour():
     assert torch.allclose(back(image.expand(-1, 2, -1, -1)), network(image), atol=1e-6)
 
 
+def test_only_convolutions_that_see_the_image_are_adapted():
+    given, network = nn.ConvTranspose2d(4, 3, 2), nn.ConvTranspose2d(4, 1, 2)  # its second axis is what comes out
+    with pytest.raises(RunError, match=r"weight is left \(\[4, 3, 2, 2\] does not fit"):
+        load_weights(network, given.state_dict(), channels=1)
+
+
 @pytest.mark.parametrize("axis", [0, 2])
 def test_flat_weights_in_a_volume_are_the_flat_network_on_what_is_constant_along_the_axis(axis):
     given, network = Net(channels=3, seed=1).eval(), Net(3, seed=2).eval()
