@@ -369,6 +369,27 @@ def export(
         typer.echo(f"{folder}: differs from the run by {found['largest_difference']:.2g} in a logit at most")
 
 
+@app.command()
+def doctor(
+    cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Look at versions, devices, folders and disk, and say what is wrong and what helps; exit code 1 where something is.
+
+    [dim]labeleff doctor[/dim]
+    """
+    with _reported(debug=debug):
+        from labeleff.doctor import examine
+
+        console = Console(soft_wrap=True, highlight=False)
+        colours = {"good": "green", "note": "yellow", "bad": "bold red"}
+        found = examine(cache=cache)
+        for finding in found:
+            console.print(f"[{colours[finding.state]}]{finding.state:<4}[/]  {finding.what}: {escape(finding.words)}")
+        if any(finding.state == "bad" for finding in found):
+            raise typer.Exit(1)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help=", ".join(LISTS) + ".", autocompletion=_complete_list)],

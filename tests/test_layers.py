@@ -23,6 +23,7 @@ LAYERS = {
         "diagnostics",
         "runner",
         "checking",
+        "doctor",
         "predictor",
         "predict",
         "export",
