@@ -14,6 +14,7 @@ from labeleff.backbones.weights import state_of
 from labeleff.batch import Task
 from labeleff.errors import RecipeError, ShapeError
 from labeleff.strategies.base import fresh_copy
+from labeleff.testing import Subject, check_predictors, check_resume
 from tests.backbones.networks import SIDE, SMALL, make, task_of
 
 STRIDES = {
@@ -153,3 +154,20 @@ def test_unetr_is_that_of_monai_and_takes_other_sizes(ndim):
     laid_out = own.transpose(1, 2).reshape(1, 24, *[2] * ndim)
     wide = network.positions([3, *[2] * (ndim - 1)]).transpose(1, 2).reshape(1, 24, 3, *[2] * (ndim - 1))
     assert torch.allclose(wide[:, :, 1], laid_out.mean(2), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("strategy", ["supervised", "mean_teacher", "bcp"])
+@pytest.mark.parametrize("name", SMALL)
+def test_steps_are_saved_and_go_on_and_predict(name, strategy, ndim):
+    size = (SIDE.get(name, 32),) * ndim
+    subject = Subject(
+        registry.get("strategy", strategy),
+        task=task_of(ndim),
+        backbone=lambda task: make(name, ndim),
+        batch=2,
+        size=size,
+    )
+    check_resume(subject)
+    check_predictors(subject)
