@@ -89,7 +89,7 @@ def _compared(predictor: Predictor, other: nn.Module) -> dict[str, Any]:
         "patch": list(processing.patch),
         "largest_logit": float(one.abs().max()),
         "largest_difference": float((one - two).abs().max()),
-        "labels_equal": bool(torch.equal(one.argmax(1), two.argmax(1))),
+        "labels_equal": bool(torch.equal(*(x.argmax(1) if processing.exclusive else x >= 0 for x in (one, two)))),
     }
 
 
@@ -188,7 +188,11 @@ def _inference(definition: Mapping[str, Any], processing: Processing) -> dict[st
                     "nearest_interp": False,
                     "to_tensor": True,
                 },
-                {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+                {
+                    "_target_": "AsDiscreted",
+                    "keys": "pred",
+                    **({"argmax": True} if processing.exclusive else {"threshold": 0.5}),
+                },
                 {
                     "_target_": "SaveImaged",
                     "keys": "pred",
@@ -239,11 +243,13 @@ def _metadata(processing: Processing, name: str) -> dict[str, Any]:
                 "pred": {
                     "type": "image",
                     "format": "segmentation",
-                    "num_channels": len(processing.classes),
+                    "num_channels": processing.task.num_classes,
                     "spatial_shape": size,
                     "dtype": "float32",
                     "is_patch_data": True,
-                    "channel_def": {str(i): name for i, name in enumerate(processing.classes)},
+                    "channel_def": {
+                        str(i): name for i, name in enumerate(processing.classes[not processing.exclusive :])
+                    },
                 }
             },
         },

@@ -29,8 +29,8 @@ from labeleff.backbones.views import Ensemble
 from labeleff.data.store import CHUNK, as_stored, resampled
 from labeleff.errors import DataError, RecipeError, RunError
 from labeleff.evaluation.averaging import Averaged
-from labeleff.evaluation.inference import count_windows, evaluating, predict_slabs
-from labeleff.functional.regions import hard_labels, largest_components
+from labeleff.evaluation.inference import count_windows, evaluating, predict_slabs, segment
+from labeleff.functional.regions import bits_of, largest_components
 from labeleff.predictor import Processing, open_predictor
 
 VOLUMES = (".nii.gz", ".nii")
@@ -121,12 +121,10 @@ def _joined(runs: Sequence[Path], flips: Sequence[int]) -> tuple[nn.Module, Proc
             raise RunError(
                 f"{run}: {key} is {two[key]}, and {one[key]} in {runs[0]}; runs of an ensemble must prepare images alike"
             )
-    if not first.exclusive:
-        raise RunError(f"{runs[0]}: predicts overlapping regions, which predict cannot write yet")
     if beyond := [axis for axis in flips if not 0 <= axis < first.dimensions]:
         raise RecipeError(f"--flips {beyond[0]}: this network has the axes 0 to {first.dimensions - 1}")
     networks = [one.network for one in found]
-    network = networks[0] if len(networks) == 1 else Ensemble(networks)
+    network = networks[0] if len(networks) == 1 else Ensemble(networks, regions=not first.exclusive)
     return (Averaged(network, first.task, flips=flips) if flips else network).eval(), first
 
 
@@ -315,7 +313,7 @@ def _predict_case(network: nn.Module, processing: Processing, case: _Case, path:
     axis = processing.slice_axis if processing.slice_axis is not None and processing.dimensions < processing.axes else 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".labeleff-", dir=path.parent) as scratch, evaluating(network):
-        classes = len(processing.classes)
+        classes, exclusive = processing.task.num_classes, processing.exclusive
         scores = _mapped(Path(scratch) / "grid", (classes, *case.grid)) if whole else None
         for place, slab in predict_slabs(
             network,
@@ -332,15 +330,16 @@ def _predict_case(network: nn.Module, processing: Processing, case: _Case, path:
             if scores is not None:
                 scores[(slice(None), *where)] = slab.numpy()
             else:
-                _take(slab, where, label, entropy)
+                _take(slab, where, label, entropy, exclusive=exclusive)
         if scores is not None:
             if case.grid != case.shape:
                 scores = _on_grid(scores, case.shape, Path(scratch) / "original")
             for start in range(0, case.shape[0], CHUNK):
                 where = (slice(start, start + CHUNK),)
-                _take(torch.from_numpy(np.ascontiguousarray(scores[:, where[0]])), where, label, entropy)
+                part = torch.from_numpy(np.ascontiguousarray(scores[:, where[0]]))
+                _take(part, where, label, entropy, exclusive=exclusive)
         if wish.largest_component:
-            label = largest_components(torch.from_numpy(label)[None], classes)[0].numpy()
+            label = _cleaned(label, classes, exclusive=exclusive)
         extras = _extras(path, wish)
         if scores is not None and wish.probabilities:
             case.write(extras["probabilities"], scores)
@@ -350,12 +349,30 @@ def _predict_case(network: nn.Module, processing: Processing, case: _Case, path:
 
 
 def _take(
-    probs: torch.Tensor, where: tuple[slice, ...], label: NDArray[np.uint8], entropy: NDArray[np.float32] | None
+    probs: torch.Tensor,
+    where: tuple[slice, ...],
+    label: NDArray[np.uint8],
+    entropy: NDArray[np.float32] | None,
+    *,
+    exclusive: bool,
 ) -> None:
-    """Put the labels (and entropies) of a part [K, *S] where they belong."""
-    label[where] = hard_labels(probs[None])[0].numpy()
+    """Put the labels (and entropies) of a part [K, *S] where they belong. Entropies of regions are summed over them."""
+    label[where] = segment(probs, exclusive=exclusive)
     if entropy is not None:
-        entropy[where] = -torch.xlogy(probs, probs).sum(0).numpy()
+        values = -torch.xlogy(probs, probs).sum(0)
+        if not exclusive:
+            values = values - torch.xlogy(1 - probs, 1 - probs).sum(0)
+        entropy[where] = values.numpy()
+
+
+def _cleaned(label: NDArray[np.uint8], classes: int, *, exclusive: bool) -> NDArray[np.uint8]:
+    """Return a label map with only the largest component of each class, or of each region."""
+    given = torch.from_numpy(label)
+    if exclusive:
+        cleaned: NDArray[np.uint8] = largest_components(given[None], classes)[0].numpy()
+        return cleaned
+    regions = torch.stack([(given >> r) & 1 for r in range(classes)])  # each is a map of its own
+    return bits_of((largest_components(regions, 2) > 0)[None])[0].numpy()
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:

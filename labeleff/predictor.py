@@ -66,7 +66,7 @@ class Processing:
     @property
     def task(self) -> Task:
         """What the network was made for."""
-        return Task(self.classes, self.dimensions, self.channels)
+        return Task(self.classes, self.dimensions, self.channels, self.exclusive)
 
     def as_plain(self) -> dict[str, Any]:
         """Return plain values, for JSON."""

@@ -229,6 +229,28 @@ def test_pictures(tmp_path):
         predict([tmp_path / "run"], tmp_path / "a.txt", tmp_path / "out")
 
 
+def test_regions_that_overlap_are_bits(tmp_path):
+    network, _ = write_run(tmp_path / "run", ndim=2, axes=2, exclusive=False)
+    values = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    predict([tmp_path / "run"] * 2, tmp_path / "a.png", tmp_path / "out.png", Wish(True, True))
+    predict([tmp_path / "run"], tmp_path / "a.png", tmp_path / "kept.png", Wish(largest_component=True))
+    probs = np.load(tmp_path / "out_probabilities.npz")["values"]
+    image = torch.from_numpy(as_stored(values[None], "zscore"))
+    alone = predict_volume(network, image, ndim=2, patch=(16, 16), window_batch=3, num_classes=2, exclusive=False)
+    assert np.allclose(probs, alone.numpy(), atol=1e-5)
+    label, kept = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("out", "kept"))
+    assert np.array_equal(label, (probs[0] >= 0.5) + 2 * (probs[1] >= 0.5))
+    entropy = np.load(tmp_path / "out_uncertainty.npz")["values"]
+    assert np.allclose(entropy, -sum(p * np.log(p) for p in (*probs, *(1 - probs))), atol=1e-5)
+    counts = []
+    for region in range(2):
+        parts, count = ndimage.label((label >> region) & 1, np.ones((3, 3)))
+        counts.append(count)
+        assert ((kept >> region) & 1).sum() == ndimage.sum_labels(np.ones_like(parts), parts, range(1, count + 1)).max()
+    assert max(counts) > 1
+
+
 def test_the_largest_component_is_kept_where_asked_for(tmp_path):
     write_run(tmp_path / "run", ndim=2, axes=2, largest_component=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)).save(tmp_path / "a.png")
