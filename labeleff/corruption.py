@@ -14,7 +14,7 @@ from rich.table import Table
 
 from labeleff import registry
 from labeleff.data.formats.base import DataSet
-from labeleff.data.formats.manifest_file import readable
+from labeleff.data.formats.files import readable
 from labeleff.data.manifest import Case, Manifest, Source, write_manifest
 from labeleff.data.noise.measure import Achieved
 from labeleff.data.raters import check_alone
@@ -85,11 +85,13 @@ def open_data(data: str) -> DataSet:
 def _written(case: Case, dataset: DataSet, folder: Path, wrong: NDArray[np.uint8] | None) -> Case:
     """Return the case with its new label, files written where there were none to name."""
     image, label = case.image, case.label
-    if not all(readable(s) and s.path.is_file() for s in image):
+    if "image" not in dataset.verbatim or not all(readable(s) and s.path.is_file() for s in image):
         image = (_save(folder / "images" / f"{case.id}.npz", "image", dataset.read_image(case)),)
     if wrong is not None:
         label = _save(folder / "labels" / f"{case.id}.npz", "label", wrong)
-    elif label is not None and not (readable(label) and label.path.is_file()):
+    elif label is not None and not (
+        "label" in dataset.verbatim and readable(label) and all(part.path.is_file() for part in label.parts)
+    ):
         label = _save(folder / "labels" / f"{case.id}.npz", "label", dataset.read_label(case))
     return replace(case, image=image, label=label)
 
@@ -105,7 +107,7 @@ def _save(path: Path, key: str, array: NDArray[Any]) -> Source:
 def _draw(dataset: DataSet, manifest: Manifest, cases: list[Case], achieved: Achieved, folder: Path) -> None:
     """Draw the cases that were changed least, most and in between."""
     reader = registry.build("dataset", "manifest", path=str(folder / "manifest.json"))
-    reader.classes, reader.axes = len(manifest.classes), manifest.axes
+    reader.head = manifest
     written = {case.id: case for case in cases}
     for place, name in select_cases(achieved.rows).items():
         original = manifest.case(name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from labeleff.batch import IGNORE
 from labeleff.errors import DataError, SplitError, did_you_mean
 from labeleff.files import write_json
 from labeleff.functional.regions import MOST_REGIONS
@@ -19,10 +20,27 @@ ROLES: tuple[Role, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Source:
-    """A file and, where it holds several arrays, the one that is meant."""
+    """A file and, where it holds several arrays, the one that is meant.
+
+    Args:
+        path: The file.
+        key: The array, of ``.npz`` and ``.h5`` files.
+        values: Of a label, where its file does not hold the classes' own numbers: (stored value, class) for every value that it
+            may hold; 255 as the class is unknown.
+        mask_of: Of a label, where its file is the mask of one structure: the class of all that is not 0 in it.
+        others: Of a label, further masks of the same image. Where masks overlap, the later one holds.
+    """
 
     path: Path
     key: str = ""
+    values: tuple[tuple[int, int], ...] = ()
+    mask_of: int | None = None
+    others: tuple[Source, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """The files that it is made of, in order."""
+        return (replace(self, others=()), *self.others)
 
 
 @dataclass(frozen=True)
@@ -146,7 +164,14 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     def source(value: Source | None) -> Any:
         if value is None:
             return None
-        return {"path": os.path.relpath(value.path, path.parent), **({"key": value.key} if value.key else {})}
+        if value.others:
+            return [source(part) for part in value.parts]
+        return {
+            "path": os.path.relpath(value.path, path.parent),
+            **({"key": value.key} if value.key else {}),
+            **({"values": {str(stored): index for stored, index in value.values}} if value.values else {}),
+            **({"mask_of": value.mask_of} if value.mask_of is not None else {}),
+        }
 
     rows = [
         {
@@ -208,7 +233,7 @@ def _case(row: Any, path: Path, number: int) -> Case:
             id=row["id"],
             patient=row["patient"],
             image=_sources(row, "image", path, where),
-            label=None if row["label"] is None else _source("label", row["label"], path, where),
+            label=_label(row["label"], path, where),
             domain=row["domain"],
             role=row["role"],
             spacing=tuple(float(n) for n in spacing) if spacing else None,
@@ -220,10 +245,40 @@ def _case(row: Any, path: Path, number: int) -> Case:
         raise DataError(f"{where}: spacing is {row['spacing']!r}; it is a list of lengths in mm, or null") from None
 
 
+def _label(value: Any, path: Path, where: str) -> Source | None:
+    """Return the label of a row: none, one file, or a list of masks of one structure each."""
+    if value is None or not isinstance(value, list):
+        return None if value is None else _source("label", value, path, where)
+    parts = [_source("label", one, path, where) for one in value]
+    if not parts or any(part.mask_of is None for part in parts):
+        raise DataError(
+            f'{where}: label is a list, of which every file is the mask of one class: {{"path": "…", "mask_of": 1}}; '
+            "where there is no label, write null"
+        )
+    return replace(parts[0], others=tuple(parts[1:]))
+
+
 def _source(key: str, value: Any, path: Path, where: str) -> Source:
-    if isinstance(value, dict) and isinstance(value.get("path"), str) and isinstance(value.get("key", ""), str):
-        return Source(path.parent / value["path"], value.get("key", ""))
-    raise DataError(f'{where}: {key} holds {value!r}; a file is written as {{"path": "…"}}, or with a "key" beside it')
+    if not (isinstance(value, dict) and isinstance(value.get("path"), str) and isinstance(value.get("key", ""), str)):
+        raise DataError(
+            f'{where}: {key} holds {value!r}; a file is written as {{"path": "…"}}, or with a "key" beside it'
+        )
+    mask_of = value.get("mask_of")
+    if mask_of is not None and (type(mask_of) is not int or not 0 < mask_of < IGNORE):
+        raise DataError(f"{where}: {key}.mask_of is {mask_of!r}; it is the number of a class")
+    return Source(path.parent / value["path"], value.get("key", ""), _values(key, value, where), mask_of)
+
+
+def _values(key: str, value: dict[str, Any], where: str) -> tuple[tuple[int, int], ...]:
+    found = value.get("values", {})
+    try:
+        if not all(type(index) is int and 0 <= index <= IGNORE for index in found.values()):
+            raise ValueError
+        return tuple((int(stored), index) for stored, index in found.items())
+    except (AttributeError, ValueError):
+        raise DataError(
+            f'{where}: {key}.values is {found!r}; it says which class every value is: {{"0": 0, "255": 1}}'
+        ) from None
 
 
 def _sources(row: dict[str, Any], key: str, path: Path, where: str) -> tuple[Source, ...]:

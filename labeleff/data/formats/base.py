@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.batch import IGNORE
-from labeleff.data.manifest import Case, Manifest
+from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.errors import DataError
 
 
 class DataSet(ABC):
     """A layout on disk. Options are the keyword-only arguments of ``__init__``; nothing is read before :meth:`manifest`."""
+
+    verbatim: frozenset[str] = frozenset()
+    """``image``, ``label``: what a manifest that names the files of a case is read as this data set reads it."""
 
     @abstractmethod
     def manifest(self) -> Manifest:
@@ -131,6 +134,25 @@ def checked_label(
             f"case {case.id!r}: {where}: label value {wrong[0]} is no class; values are 0 … {classes - 1} and {IGNORE}"
         )
     return rounded.astype(np.uint8)
+
+
+def as_classes(stored: NDArray[Any], case: Case, source: Source) -> NDArray[Any]:
+    """Return a stored label with the numbers of classes in place of the values that stand for them in its file.
+
+    Raises:
+        DataError: The file holds a value that its source does not name.
+    """
+    if source.mask_of is not None:
+        return np.where(stored != 0, source.mask_of, 0).astype(np.uint8)
+    if not source.values:
+        return stored
+    label = np.full(stored.shape, -1, np.int16)
+    for value, index in source.values:
+        label[stored == value] = index
+    if (label < 0).any():
+        wrong, known = stored[label < 0].flat[0], ", ".join(str(value) for value, _ in source.values)
+        raise DataError(f"case {case.id!r}: {source.path}: label value {wrong:g} is unknown; values here are {known}")
+    return label
 
 
 def required_label(case: Case) -> Path:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labeleff.data.formats.base import DataSet, checked_label, data_folder, lines_of, read_npz, required_label
+from labeleff.data.formats.acdc import CLASSES, SCRIBBLE_VALUES
+from labeleff.data.formats.base import (
+    DataSet,
+    as_classes,
+    checked_label,
+    data_folder,
+    lines_of,
+    read_npz,
+    required_label,
+)
 from labeleff.data.manifest import Case, Manifest, Role, Source
 from labeleff.errors import DataError
 from labeleff.registry import register
@@ -24,10 +34,13 @@ class Compact(DataSet):
 
     Args:
         path: The folder, absolute or relative to ``LABELEFF_DATA``.
+        scribbles: ACDC: learn from ``scribble`` of the training files, where 4 is not labelled, in place of ``label``.
     """
 
-    def __init__(self, *, path: str) -> None:
-        self.path = path
+    verbatim = frozenset({"image", "label"})
+
+    def __init__(self, *, path: str, scribbles: bool = False) -> None:
+        self.path, self.scribbles = path, scribbles
 
     def manifest(self) -> Manifest:
         """Return the rows of the set.
@@ -46,6 +59,10 @@ class Compact(DataSet):
             raise DataError(
                 f"{folder}: neither index.csv nor train.list and test.list are here; is this a compact set?"
             )
+        if self.scribbles:
+            if found.axes != 3 or len(found.classes) != len(CLASSES):
+                raise DataError(f"{folder}: scribbles is for ACDC; other compact sets have none")
+            found = replace(found, cases=tuple(_scribbled(case) for case in found.cases))
         return found
 
     def _left_atrium(self, folder: Path) -> Manifest:
@@ -66,8 +83,7 @@ class Compact(DataSet):
         )
         order = folder / "train_patients_ssl4mis_order.list"
         official = tuple(lines_of(order)) if order.exists() else ()
-        names = ("background", "right ventricle", "myocardium", "left ventricle")
-        return Manifest(folder.name, cases, names, 3, slice_axis=0, official=official)
+        return Manifest(folder.name, cases, CLASSES, 3, slice_axis=0, official=official)
 
     def _nuclei(self, folder: Path) -> Manifest:
         roles: dict[str, Role] = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -88,7 +104,9 @@ class Compact(DataSet):
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [*S]."""
         classes = 4 if case.id.startswith("patient") else 2
-        return checked_label(read_npz(required_label(case), "label", case.id), case, classes)
+        source = case.label or Source(required_label(case))
+        stored = read_npz(source.path, source.key or "label", case.id)
+        return checked_label(as_classes(stored, case, source), case, classes)
 
 
 def _case(
@@ -96,3 +114,9 @@ def _case(
 ) -> Case:
     path = folder / f"{name}.npz"
     return Case(name, patient, (Source(path, "image"),), Source(path, "label"), domain, role, spacing)
+
+
+def _scribbled(case: Case) -> Case:
+    if case.role != "train" or case.label is None:
+        return case
+    return replace(case, label=Source(case.label.path, "scribble", SCRIBBLE_VALUES))

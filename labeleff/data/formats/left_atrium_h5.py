@@ -24,6 +24,8 @@ class LeftAtriumH5(DataSet):
         test_list: File with the test cases.
     """
 
+    verbatim = frozenset({"image", "label"})
+
     def __init__(self, *, path: str, train_list: str = "train.list", test_list: str = "test.list") -> None:
         self.path, self.train_list, self.test_list = path, train_list, test_list
 

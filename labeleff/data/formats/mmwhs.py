@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from labeleff.data.formats.base import data_folder
-from labeleff.data.formats.volumes import Volumes, last_are_tested, stem, volume
+from labeleff.data.formats.nifti_files import stem
+from labeleff.data.formats.volumes import Volumes, last_are_tested, volume
 from labeleff.data.manifest import Manifest
 from labeleff.errors import DataError
 from labeleff.registry import register

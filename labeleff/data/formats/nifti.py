@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
-import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from numpy.typing import NDArray
-
-from labeleff.data.formats.base import DataSet, checked_label, data_folder, lines_of, required_label
+from labeleff.data.formats.base import data_folder, lines_of
+from labeleff.data.formats.files import FileSet, patient_expression, patient_of, visible, with_headers
+from labeleff.data.formats.nifti_files import is_nifti, stem
 from labeleff.data.manifest import Case, Manifest, Role, Source
-from labeleff.errors import DataError
+from labeleff.errors import DataError, did_you_mean
 from labeleff.registry import register
 
 
 @register("dataset", "nifti")
-class Nifti(DataSet):
+class Nifti(FileSet):
     """Volumes in ``images/``, labels of the same name in ``labels/``; an image without a label is unlabelled.
+
+    Several channels are the fourth axis of a file, or files of their own, told apart by ``channels``. A label is one file, or a
+    folder ``labels/NAME/`` with one mask per structure, each named after a class; where masks overlap, the class named later
+    holds.
 
     Labels by several people lie in a folder for each of them, such as ``labels_anna/`` and ``labels_ben/``, named in
     ``raters``; a case may have any number of them. ``labels/`` is then optional: it holds a consensus to measure against, or
@@ -37,6 +37,7 @@ class Nifti(DataSet):
         patient_pattern: Regular expression whose first group is the patient in a case's name; default: the whole name.
         slice_axis: Axis along which a 2-D network sees slices.
         raters: Folders with one person's labels each, relative to the folder, in the order of the raters.
+        channels: Endings of the files that are the channels of a case, in order, such as _t1 and _t2; default: one file.
     """
 
     def __init__(
@@ -48,31 +49,30 @@ class Nifti(DataSet):
         patient_pattern: str = "(.*)",
         slice_axis: int = 2,
         raters: tuple[str, ...] = (),
+        channels: tuple[str, ...] = (),
     ) -> None:
+        super().__init__()
         if len(classes) < 2:
             raise ValueError("classes needs at least background and one more name")
-        try:
-            self.pattern = re.compile(patient_pattern)
-        except re.error as error:
-            raise ValueError(f"patient_pattern is no regular expression: {error}") from error
-        if self.pattern.groups < 1:
-            raise ValueError("patient_pattern needs a group in parentheses that is the patient")
+        self.pattern = patient_expression(patient_pattern)
         if len(set(raters)) < len(raters) or {"images", "labels"} & set(raters):
             raise ValueError(
                 f"raters is {list(raters)}; name every rater's own folder once, images and labels not among them"
             )
+        if len(set(channels)) < len(channels):
+            raise ValueError(f"channels is {list(channels)}; every ending stands for one channel")
         self.path, self.classes, self.test_list, self.slice_axis = path, tuple(classes), test_list, slice_axis
-        self.raters = tuple(raters)
+        self.raters, self.channels = tuple(raters), tuple(channels)
 
-    def manifest(self) -> Manifest:
-        """Return one row per file in ``images/``; headers are read, voxels are not.
+    def rows(self) -> Manifest:
+        """Return one row per case in ``images/``; headers are read, voxels are not.
 
         Raises:
             DataError: There are no images, a listed case is missing, a label has no image, or a rater no labels.
         """
         folder = data_folder(self.path)
-        files, labels = _files(folder / "images"), _files(folder / "labels")
-        raters = [_files(folder / name) for name in self.raters]
+        files, labels = self._images(folder / "images"), self._labels(folder / "labels")
+        raters = [self._labels(folder / name) for name in self.raters]
         if not files:
             raise DataError(
                 f"{folder / 'images'}: no .nii or .nii.gz files; expected images/NAME.nii.gz and labels/NAME.nii.gz"
@@ -83,102 +83,67 @@ class Nifti(DataSet):
                     f"{folder / rater}: no .nii or .nii.gz files; data.dataset.raters names folders of labels"
                 )
         for own in (labels, *raters):
-            for name in own.keys() - files.keys():
-                raise DataError(f"{own[name]}: a label without an image of the same name in {folder / 'images'}")
+            for name in sorted(own.keys() - files.keys()):
+                raise DataError(f"{own[name].path}: a label without an image of the same name in {folder / 'images'}")
         test = set(lines_of(folder / self.test_list)) if (folder / self.test_list).exists() else set()
-        for name in test - files.keys():
+        for name in sorted(test - files.keys()):
             raise DataError(f"{folder / self.test_list}: test case {name!r} has no image")
-        patients = self._patients(folder)
+        patient = patient_of(folder, self.pattern)
         cases = []
-        for name, path in files.items():
+        for name, images in files.items():
             role: Role = "test" if name in test else "train"
-            label = Source(labels[name]) if name in labels else None
-            votes = tuple(Source(own[name]) for own in raters if name in own)
-            cases.append(Case(name, patients(name), (Source(path),), label, "", role, spacing_of(path, name), votes))
-        return Manifest(folder.name, tuple(cases), self.classes, 3, slice_axis=self.slice_axis)
+            votes = tuple(own[name] for own in raters if name in own)
+            cases.append(Case(name, patient(name), images, labels.get(name), "", role, None, votes))
+        with_spacing, channels = with_headers(cases, axes=3, where=str(folder))
+        return Manifest(folder.name, with_spacing, self.classes, 3, channels, self.slice_axis)
 
-    def _patients(self, folder: Path) -> Any:
-        table = folder / "patients.csv"
-        if table.exists():
-            with table.open(newline="") as file:
-                known = {row["case"]: row["patient"] for row in csv.DictReader(file)}
-            return lambda name: known.get(name) or _missing(table, name)
-        return lambda name: found[1] if (found := self.pattern.match(name)) and found[1] else name
+    def _images(self, folder: Path) -> dict[str, tuple[Source, ...]]:
+        """Return the channel files of every case."""
+        found = _files(folder)
+        if not self.channels:
+            return {name: (Source(path),) for name, path in found.items()}
+        first = self.channels[0]
+        names = [name.removesuffix(first) for name in found if name.endswith(first)]
+        for name in names:
+            for ending in self.channels:
+                if f"{name}{ending}" not in found:
+                    raise DataError(
+                        f"{folder}: case {name!r} has no {name}{ending}.nii.gz; data.dataset.channels names it"
+                    )
+        taken = {f"{name}{ending}" for name in names for ending in self.channels}
+        for name in sorted(found.keys() - taken):
+            raise DataError(
+                f"{found[name]}: ends in none of {', '.join(self.channels)}, which data.dataset.channels names"
+            )
+        return {name: tuple(Source(found[f"{name}{ending}"]) for ending in self.channels) for name in names}
 
-    def read_image(self, case: Case) -> NDArray[Any]:
-        """Return [1, x, y, z] float32."""
-        return voxels(case.image[0].path, case.id).astype(np.float32)[None]
+    def _labels(self, folder: Path) -> dict[str, Source]:
+        """Return one label per case: a file, or the masks in a folder."""
+        found = {name: Source(path) for name, path in _files(folder).items()}
+        for inner in sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")):
+            if inner.name in found:
+                raise DataError(
+                    f"{inner}: the case has a label file {found[inner.name].path.name} beside it; keep one of them"
+                )
+            if masks := _files(inner):
+                found[inner.name] = joined(masks, self.classes, inner)
+        return found
 
-    def affine(self, case: Case) -> NDArray[np.float64] | None:
-        """Return that of the image, in the closest canonical orientation."""
-        return affine_of(case.image[0].path, case.id)
 
-    def read_label(self, case: Case) -> NDArray[np.uint8]:
-        """Return [x, y, z]."""
-        label, shape = label_voxels(case)
-        return checked_label(label, case, len(self.classes), shape)
+def joined(masks: dict[str, Path], classes: Sequence[str], where: Path) -> Source:
+    """Return the label that masks of one structure each make, in the order of the classes.
+
+    Raises:
+        DataError: A mask is named after no class.
+    """
+    for name in masks:
+        if name not in classes[1:]:
+            raise DataError(
+                f"{where / name}: named after no class.{did_you_mean(name, classes)} Classes: {', '.join(classes[1:])}"
+            )
+    first, *more = (Source(masks[name], mask_of=i) for i, name in enumerate(classes) if i and name in masks)
+    return replace(first, others=tuple(more))
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {_stem(path): path for path in sorted(folder.glob("*.nii*"))}
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _missing(table: Path, name: str) -> str:
-    raise DataError(f"{table}: case {name!r} has no row; add it")
-
-
-def _load(path: Path, name: str) -> Any:
-    try:
-        image = nib.load(path)
-    except (OSError, ImageFileError, EOFError, ValueError) as error:
-        raise DataError(f"case {name!r}: {path}: not a readable NIfTI file ({error})") from error
-    if len(image.shape) != 3:
-        raise DataError(f"case {name!r}: {path}: has {len(image.shape)} axes; volumes of 3 axes are read")
-    return image
-
-
-def voxels(path: Path, name: str) -> NDArray[Any]:
-    """Return the voxels of a NIfTI file in the closest canonical orientation.
-
-    Raises:
-        DataError: They cannot be read.
-    """
-    try:
-        return np.asarray(nib.as_closest_canonical(_load(path, name)).dataobj)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"case {name!r}: {path}: the voxels cannot be read ({error})") from error
-
-
-def spacing_of(path: Path, name: str) -> tuple[float, ...]:
-    """Return the voxel size in the closest canonical orientation, mm, from the header alone.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    zooms = nib.as_closest_canonical(_load(path, name)).header.get_zooms()[:3]
-    return tuple(round(float(z), 6) for z in zooms)
-
-
-def affine_of(path: Path, name: str) -> NDArray[np.float64]:
-    """Return the affine of a NIfTI file in the closest canonical orientation, from the header alone."""
-    return np.asarray(nib.as_closest_canonical(_load(path, name)).affine, np.float64)
-
-
-def label_voxels(case: Case) -> tuple[NDArray[Any], tuple[int, ...]]:
-    """Return the label of a case as stored, in the closest canonical orientation, and the shape that it must have.
-
-    Raises:
-        DataError: There is none, it cannot be read, or it lies elsewhere than the image.
-    """
-    path = required_label(case)
-    header = nib.as_closest_canonical(_load(case.image[0].path, case.id))
-    label = _load(path, case.id)
-    if not np.allclose(nib.as_closest_canonical(label).affine, header.affine, atol=1e-3):
-        raise DataError(
-            f"case {case.id!r}: {path}: the label's geometry (affine) is not the image's; resample it to the image"
-        )
-    return voxels(path, case.id), tuple(header.shape[:3])
+    return {stem(path): path for path in visible(folder) if is_nifti(path)}

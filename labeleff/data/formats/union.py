@@ -37,6 +37,7 @@ class DataUnion(DataSet):
         self.parts: dict[str, DataSet] = {
             name: registry.build("dataset", part.name, **part.options) for name, part in parts.items()
         }
+        self.verbatim = frozenset.intersection(*(part.verbatim for part in self.parts.values()))
         self._own: dict[str, Case] = {}
 
     def manifest(self) -> Manifest:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.data.formats.base import DataSet, checked_label, required_label
-from labeleff.data.formats.nifti import affine_of, label_voxels, spacing_of, voxels
+from labeleff.data.formats.nifti_files import affine_of, label_voxels, spacing_of, voxels
 from labeleff.data.manifest import Case, Source
 from labeleff.errors import DataError
 
@@ -19,6 +19,7 @@ from labeleff.errors import DataError
 class Volumes(DataSet):
     """NIfTI images with NIfTI labels whose stored values stand for classes."""
 
+    verbatim = frozenset({"image"})
     values: dict[int, int]
     """Class of every value that a label file may hold."""
 
@@ -70,8 +71,3 @@ def last_are_tested(cases: Iterable[Case], test: int, where: str) -> tuple[Case,
             )
         tested |= set(patients[len(patients) - test :])
     return tuple(replace(case, role="test" if case.patient in tested else "train") for case in found)
-
-
-def stem(path: Path) -> str:
-    """Return the name of a NIfTI file without its suffix."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")

@@ -1,0 +1,147 @@
+"""Reading NIfTI files: axes in the closest canonical orientation, the affine beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from labeleff.data.formats.base import required_label
+from labeleff.data.manifest import Case
+from labeleff.errors import DataError
+
+SUFFIXES = (".nii", ".nii.gz")
+NEAR = 1e-3
+"""How far affines of one image's files may differ, mm: headers hold them in several roundings."""
+
+
+def is_nifti(path: Path) -> bool:
+    """Return whether a file is read here, told by its name."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def stem(path: Path) -> str:
+    """Return the name of a NIfTI file without its suffix."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def load(path: Path, name: str, *, channels: bool = False) -> Any:
+    """Return an opened NIfTI file in the closest canonical orientation; voxels are not read.
+
+    Args:
+        path: The file.
+        name: The case it belongs to.
+        channels: Take files with a fourth axis too.
+
+    Raises:
+        DataError: It cannot be read, or has other axes.
+    """
+    try:
+        image: Any = nib.load(path)
+        sizes = [n for n in image.shape[3:] if n > 1]
+        if len(image.shape) < 3 or len(sizes) > channels:
+            axes = "volumes of 3 axes, or of 4 with the channels last," if channels else "volumes of 3 axes"
+            raise DataError(f"case {name!r}: {path}: has {len(image.shape)} axes {image.shape}; {axes} are read")
+        if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-12:
+            raise DataError(f"case {name!r}: {path}: the header's affine is no map to millimetres; repair it")
+        return nib.as_closest_canonical(image)
+    except (OSError, ImageFileError, EOFError, ValueError) as error:
+        raise DataError(f"case {name!r}: {path}: not a readable NIfTI file ({error})") from error
+
+
+def voxels(path: Path, name: str) -> NDArray[Any]:
+    """Return the voxels [x, y, z] of a NIfTI file in the closest canonical orientation.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    return channel_voxels(path, name, channels=False)[0]
+
+
+def channel_voxels(path: Path, name: str, *, channels: bool = True) -> NDArray[Any]:
+    """Return [C, x, y, z] of a NIfTI file whose fourth axis, where it has one, is the channels.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    image = load(path, name, channels=channels)
+    try:
+        found = np.asarray(image.dataobj)
+    except (OSError, EOFError, ValueError, MemoryError) as error:
+        raise DataError(f"case {name!r}: {path}: the voxels cannot be read ({error})") from error
+    if found.dtype.kind not in "iuf":
+        raise DataError(f"case {name!r}: {path}: voxels of type {found.dtype}; whole or real numbers are read")
+    return np.ascontiguousarray(np.moveaxis(found.reshape(*found.shape[:3], -1), -1, 0))
+
+
+def header_of(path: Path, name: str) -> tuple[int, tuple[int, ...], tuple[float, ...]]:
+    """Return channels, (x, y, z) and spacing, mm, of a NIfTI file, from the header alone.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    image = load(path, name, channels=True)
+    return int(np.prod(image.shape[3:], dtype=int)), tuple(image.shape[:3]), _spacing(image)
+
+
+def spacing_of(path: Path, name: str) -> tuple[float, ...]:
+    """Return the voxel size in the closest canonical orientation, mm, from the header alone.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return _spacing(load(path, name, channels=True))
+
+
+def _spacing(image: Any) -> tuple[float, ...]:
+    return tuple(round(float(z), 6) for z in image.header.get_zooms()[:3])
+
+
+def affine_of(path: Path, name: str) -> NDArray[np.float64]:
+    """Return the affine of a NIfTI file in the closest canonical orientation, from the header alone."""
+    return np.asarray(load(path, name, channels=True).affine, np.float64)
+
+
+def orientation_of(path: Path, name: str) -> tuple[str, float]:
+    """Return how a NIfTI file is stored: codes of its axes such as LPS, ``none`` without a geometry, and its tilt, degrees.
+
+    The tilt is the largest angle between an axis of the volume and the patient's axis next to it.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    load(path, name, channels=True)
+    image: Any = nib.load(path)
+    told = int(image.header.get("sform_code", 1)) or int(image.header.get("qform_code", 1))
+    axes = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    tilt = float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), 0, 1))).max())
+    return "".join(nib.aff2axcodes(image.affine)) if told else "none", tilt
+
+
+def label_voxels(case: Case) -> tuple[NDArray[Any], tuple[int, ...]]:
+    """Return the label of a case as stored, in the closest canonical orientation, and the shape that it must have.
+
+    Raises:
+        DataError: There is none, it cannot be read, or it lies elsewhere than the image.
+    """
+    path = required_label(case)
+    return label_on(path, case.image[0].path, case.id), tuple(
+        load(case.image[0].path, case.id, channels=True).shape[:3]
+    )
+
+
+def label_on(path: Path, image: Path, name: str) -> NDArray[Any]:
+    """Return the voxels [x, y, z] of a label that lies where an image does.
+
+    Raises:
+        DataError: It cannot be read, or lies elsewhere.
+    """
+    if not np.allclose(load(path, name).affine, load(image, name, channels=True).affine, atol=NEAR):
+        raise DataError(
+            f"case {name!r}: {path}: the label's geometry (affine) is not the image's; resample it to the image"
+        )
+    return voxels(path, name)
