@@ -172,6 +172,78 @@ def show(
         typer.echo("\n".join(lines) if lines else "no difference")
 
 
+ClassesOption = Annotated[
+    str, typer.Option(help="Names by commas, background first, in the order of the label values.")
+]
+PatternOption = Annotated[
+    str,
+    typer.Option(help="Regular expression whose first group is the patient in a case's name, such as '(p[0-9]+)_'."),
+]
+DomainOption = Annotated[str, typer.Option(help="Site, scanner or stain of all cases.")]
+IgnoreOption = Annotated[int | None, typer.Option(help="Label value of voxels that nobody has labelled.")]
+PrefixOption = Annotated[str, typer.Option(help="Put in front of the names of cases and patients.")]
+TestsOption = Annotated[
+    bool,
+    typer.Option("--unlabelled-tests", help="Learn from test images that have no label, in place of leaving them out."),
+]
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="Images and labels, in any of the layouts of docs/your_data.md.")],
+    out: Annotated[Path | None, typer.Option(help="The manifest; default FOLDER's name with .json, here.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the data set.")] = "",
+    classes: ClassesOption = "",
+    ignore: IgnoreOption = None,
+    patient_pattern: PatternOption = "",
+    test: Annotated[int, typer.Option(min=0, help="Patients to hold out as the test, where there is none.")] = 0,
+    domain: DomainOption = "",
+    prefix: PrefixOption = "",
+    unlabelled_tests: TestsOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Recognise a folder of images, write its manifest, and say what was understood and what was not; nothing is copied.
+
+    [dim]labeleff index my_scans --classes background,liver,tumour --test 4[/dim]
+    """
+    with _reported(debug=debug):
+        from labeleff.data.recognise import Choices, write_index
+
+        named = tuple(part.strip() for part in classes.split(",")) if classes else ()
+        choices = Choices(name, named, ignore, patient_pattern, test, domain, prefix, unlabelled_tests)
+        for line in write_index(folder, out or Path(f"{folder.resolve().name}.json"), choices):
+            typer.echo(line)
+
+
+@app.command()
+def add(
+    manifest: Annotated[Path, typer.Argument(help="What `labeleff index` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="More images, or the same folder with more labels.")],
+    ignore: IgnoreOption = None,
+    patient_pattern: PatternOption = "",
+    domain: DomainOption = "",
+    prefix: PrefixOption = "",
+    unlabelled_tests: TestsOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Append the cases of a folder to a manifest; what is there keeps its place and role, and no case leaves the test.
+
+    [dim]labeleff add my_scans.json scans_of_may --domain may[/dim]
+    """
+    with _reported(debug=debug):
+        from labeleff.data.recognise import Choices, add_folder
+
+        choices = Choices(
+            ignore=ignore,
+            patient_pattern=patient_pattern,
+            domain=domain,
+            prefix=prefix,
+            unlabelled_tests=unlabelled_tests,
+        )
+        for line in add_folder(manifest, folder, choices):
+            typer.echo(line)
+
+
 @app.command()
 def corrupt(
     data: Annotated[str, typer.Argument(help="A manifest (.json), or a recipe for its data set.")],
