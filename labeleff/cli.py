@@ -190,7 +190,7 @@ TestsOption = Annotated[
 
 @app.command()
 def index(
-    folder: Annotated[Path, typer.Argument(help="Images and labels, in any of the layouts of docs/your_data.md.")],
+    folder: Annotated[Path, typer.Argument(help="Images and labels in any layout of docs/your_data.md, or a .csv.")],
     out: Annotated[Path | None, typer.Option(help="The manifest; default FOLDER's name with .json, here.")] = None,
     name: Annotated[str, typer.Option(help="Name of the data set.")] = "",
     classes: ClassesOption = "",
@@ -211,7 +211,7 @@ def index(
 
         named = tuple(part.strip() for part in classes.split(",")) if classes else ()
         choices = Choices(name, named, ignore, patient_pattern, test, domain, prefix, unlabelled_tests)
-        for line in write_index(folder, out or Path(f"{folder.resolve().name}.json"), choices):
+        for line in write_index(folder, out or Path(f"{folder.resolve().name.removesuffix('.csv')}.json"), choices):
             typer.echo(line)
 
 
@@ -242,6 +242,66 @@ def add(
         )
         for line in add_folder(manifest, folder, choices):
             typer.echo(line)
+
+
+@app.command()
+def audit(
+    data: Annotated[str, typer.Argument(help="A manifest (.json), or a recipe for its data set.")],
+    test_labels: Annotated[
+        bool, typer.Option("--test-labels", help="Look at the labels of test cases too; else they stay closed.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write what was found as JSON.")] = None,
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Read all images and labels once and name what is wrong: leaks, copies, broken files, outliers, sites, empty labels.
+
+    [dim]labeleff audit my_scans.json[/dim]
+
+    Exit codes: 0 nothing has to be repaired (warnings are to be judged), 2 leaks or broken files.
+    """
+    with _reported(debug=debug):
+        _load_plugins(plugin)
+        from labeleff.corruption import open_data
+        from labeleff.data.checkup import check_up
+        from labeleff.errors import DataError
+        from labeleff.files import write_json
+
+        with Console(stderr=True).status("reading") as status:
+            found = check_up(
+                open_data(data),
+                test_labels=test_labels,
+                on_progress=lambda done, of: status.update(f"reading {done} of {of}"),
+            )
+        for finding in found.findings:
+            typer.echo(f"{finding.kind}: {finding.text}")
+        typer.echo(found.verdict)
+        if json_file is not None:
+            write_json(json_file, found.to_dict())
+        if not found.is_sound:
+            raise DataError("leaks and broken files have to be repaired before a run")
+
+
+@app.command()
+def inspect(
+    data: Annotated[str, typer.Argument(help="A manifest (.json), or a recipe for its data set.")],
+    folder: Annotated[Path | None, typer.Option(help="Where the page goes; default runs/inspect.")] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Cases on the contact sheet.")] = 24,
+    test_labels: Annotated[
+        bool, typer.Option("--test-labels", help="Show the labels of test cases too; else they stay closed.")
+    ] = False,
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write one page of what is in a data set: counts, sizes, spacing, intensities, volumes per class, a contact sheet.
+
+    [dim]labeleff inspect my_scans.json[/dim]
+    """
+    with _reported(debug=debug):
+        _load_plugins(plugin)
+        from labeleff.inspecting import inspect as inspect_data
+
+        inspect_data(data, folder or Path("runs") / "inspect", test_labels=test_labels, shown=shown)
 
 
 @app.command()

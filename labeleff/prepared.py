@@ -23,7 +23,7 @@ from labeleff.backbones.weights import load_weights, read_weights
 from labeleff.batch import IGNORE, Batch, Stream, Task, derive_seed
 from labeleff.data import raters
 from labeleff.data.annotations import AnnotationStore
-from labeleff.data.audit import Audit, check_audit
+from labeleff.data.audit import Audit, audit_labels, check_audit
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import Case, Manifest
 from labeleff.data.module import StepData, make_loader
@@ -361,9 +361,19 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         normalise=spec.normalise,
         spacing=spec.spacing,
     )
-    audit = check_audit(manifest, split, contents={i: store.content(i) for i in ids})
+    audit = check_audit(
+        manifest,
+        split,
+        contents={i: store.content(i) for i in ids},
+        images=store,
+        adapted=bool(spec.source or spec.target or spec.foreign),
+    )
     if write:
-        _write_split(folder, split, audit)
+        _write_split(folder, split)
+    annotations = _annotations(folder / "annotations", dataset, manifest, split, store, spec, write=write)
+    audit = audit.with_labels(audit_labels(manifest, split.labelled, annotations.read_given))
+    if write:
+        write_json(folder / "audit.json", audit.to_dict())
     slice_axis = None
     if ndim != manifest.axes:
         slice_axis = manifest.slice_axis if spec.slice_axis is None else spec.slice_axis
@@ -374,15 +384,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         split=split,
         audit=audit,
         store=store,
-        annotations=_annotations(
-            folder / "annotations",
-            dataset,
-            manifest,
-            split,
-            store,
-            spec,
-            write=write,
-        ),
+        annotations=annotations,
         task=task,
         slice_axis=slice_axis,
         raters=_raters(folder / "raters.json", dataset, manifest, split, store, spec) if write else None,
@@ -454,7 +456,7 @@ def _visible(prepared: Prepared) -> Known:
     )
 
 
-def _write_split(folder: Path, split: Split, audit: Audit) -> None:
+def _write_split(folder: Path, split: Split) -> None:
     """Write the split; a folder that holds another one belongs to other data.
 
     Raises:
@@ -467,7 +469,6 @@ def _write_split(folder: Path, split: Split, audit: Audit) -> None:
             "restore it, or start over with --fresh"
         )
     write_json(path, {"hash": split.hash, **split.to_dict()})
-    write_json(folder / "audit.json", audit.to_dict())
 
 
 @overload
@@ -613,6 +614,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "validation_patients": patients(split.validation),
         "test_patients": patients(split.test),
         "evaluated_on": split.evaluate_on,
+        "audit": prepared.audit.verdict,
         "notes": [
             *split.notes,
             *([prepared.prior_mark] if prepared.prior_mark else []),

@@ -28,6 +28,7 @@ LAYERS = {
         "predict",
         "export",
         "corruption",
+        "inspecting",
         "suspects",
         "report",
         "bundle",

@@ -13,16 +13,19 @@ from labeleff.data.manifest import Role
 from labeleff.errors import DataError
 
 _LABELS = "labels?|segs?|segmentations?|masks?|gts?|ground_?truths?|annotations?|manual|targets?|contours?"
-_IMAGES = "images?|imgs?|scans?|volumes?|vols?|data|raw|inputs?|pictures?|photos?"
-LABEL_FOLDER = re.compile(rf"(?:{_LABELS})(?:_?(tr|ts|train|val|test))?")
-IMAGE_FOLDER = re.compile(rf"(?:{_IMAGES})(?:_?(tr|ts|train|val|test))?")
+_IMAGES = "images?|imaging|imgs?|scans?|volumes?|vols?|data|raw|inputs?|pictures?|photos?"
+_PART = "tr|va|ts|train|training|val|validation|test"
+LABEL_FOLDER = re.compile(rf"(?:({_PART})_?)?(?:{_LABELS})(?:_?({_PART}))?")
+IMAGE_FOLDER = re.compile(rf"(?:({_PART})_?)?(?:{_IMAGES})(?:_?({_PART}))?")
 _ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("val", "va", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
-_LABEL_NAME = re.compile(rf"(?:(.+)[_\-. ])?(?:{_LABELS})|(?:mask|label|seg|gt)[_\-](.+)", re.IGNORECASE)
-_IMAGE_NAME = re.compile(rf"(?:(.+)[_\-. ])?(?:{_IMAGES})|(?:image|img)[_\-](?=.*\d)(.+)", re.IGNORECASE)
+_LABEL_NAME = re.compile(rf"(?:(.+)[_\-. ])?(?:{_LABELS})|(?:mask|label|seg|segmentation|gt)[_\-](.+)", re.IGNORECASE)
+_IMAGE_NAME = re.compile(
+    rf"(?:(.+)[_\-. ])?(?:{_IMAGES})|(?:image|img|volume|vol|scan)[_\-](?=.*\d)(.+)", re.IGNORECASE
+)
 _SEPARATOR = "_-. "
 
 Key = tuple[tuple[str, ...], str]
@@ -80,7 +83,10 @@ def pair(folder: Path) -> Pairing:
     if not images:
         what = "labels only" if labels else "no NIfTI files, PNG, TIFF or JPEG"
         raise DataError(f"{folder}: {what}; images lie in images/ with labels/ beside it, or as NAME and NAME_label")
-    owners = {id(label): _owner(label, images) for label in labels}
+    by_name: dict[str, list[Key]] = {}
+    for key in images:
+        by_name.setdefault(key[1], []).append(key)
+    owners = {id(label): _owner(label, images, by_name) for label in labels}
     suffixes = {suffix for label in labels for suffix in owners[id(label)][1]}
     groups = _groups(images, suffixes)
     found.channels = tuple(sorted(suffixes))
@@ -129,10 +135,10 @@ def _file(path: Path, folder: Path) -> _File:
         if word in _ROLES:
             role = _ROLES[word]
             continue
-        label, image = LABEL_FOLDER.fullmatch(word), IMAGE_FOLDER.fullmatch(word)
-        if label or image:
+        label = LABEL_FOLDER.fullmatch(word)
+        if found := label or IMAGE_FOLDER.fullmatch(word):
             is_label = is_label or label is not None
-            role = _ROLES.get((label or image)[1] or "", role)  # type: ignore[index]  # one of them is there
+            role = _ROLES.get(found[1] or found[2] or "", role)
         else:
             kept.append(part)
     if named := _LABEL_NAME.fullmatch(stem):
@@ -142,11 +148,15 @@ def _file(path: Path, folder: Path) -> _File:
     return _File(path, ((role or "", *kept), stem), is_label, role)
 
 
-def _owner(label: _File, images: Mapping[Key, _File]) -> tuple[Key | None, tuple[str, ...], str]:
+def _owner(
+    label: _File, images: Mapping[Key, _File], by_name: Mapping[str, list[Key]]
+) -> tuple[Key | None, tuple[str, ...], str]:
     """Return the case of a label, the endings of its channels, and the structure that it is the mask of."""
     where, stem = label.key
     if label.key in images:
         return label.key, (), ""
+    if stem and len(named := by_name.get(stem, [])) == 1:  # in a folder whose name says nothing
+        return named[0], (), ""
     endings = tuple(end for (place, name) in images if place == where and (end := _rest(name, stem)) and len(end) <= 12)
     if endings and (stem or len(endings) <= 8):
         return label.key, endings, ""

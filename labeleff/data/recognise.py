@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ from labeleff import registry
 from labeleff.batch import IGNORE, derive_seed
 from labeleff.data.formats import nifti_files, picture_files
 from labeleff.data.formats.files import FileSet, described, patient_expression, patient_of
-from labeleff.data.manifest import Case, Manifest, Source, read_manifest, write_manifest
+from labeleff.data.manifest import ROLES, Case, Manifest, Source, read_manifest, write_manifest
 from labeleff.data.pairing import Paired, Pairing, pair
 from labeleff.errors import DataError, SplitError
 
@@ -67,16 +68,21 @@ class Understood:
 
 
 def index_folder(folder: Path, choices: Choices | None = None) -> Understood:
-    """Return the manifest of a folder in any layout that is known. Values of training labels are looked at, those of others not.
+    """Return the manifest of a folder in any layout that is known, or of a table (.csv) of files.
+
+    Values of training labels are looked at, those of others not.
 
     Raises:
         DataError: The layout is not recognised, or contradicts itself.
     """
     chosen = choices or Choices()
-    if not folder.is_dir():
+    if folder.suffix == ".csv" and folder.is_file():
+        found = _of_table(folder, chosen)
+    elif not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    named = _named_layout(folder, chosen)
-    found = _of_format(folder, chosen, *named) if named else _of_pairs(folder, chosen)
+    else:
+        named = _named_layout(folder, chosen)
+        found = _of_format(folder, chosen, *named) if named else _of_pairs(folder, chosen)
     manifest = found.manifest
     if chosen.name:
         manifest = replace(manifest, name=chosen.name)
@@ -106,7 +112,7 @@ def write_index(folder: Path, path: Path, choices: Choices | None = None) -> lis
     if path.exists():
         raise DataError(f"{path}: exists already; labeleff add appends cases to it, or give --out another name")
     found = index_folder(folder, choices)
-    write_manifest(found.manifest, path)
+    _write(found.manifest, path)
     return [*in_words(found), f"written: {path}; look for trouble in it with: labeleff audit {path}"]
 
 
@@ -129,8 +135,15 @@ def add_folder(path: Path, folder: Path, choices: Choices | None = None) -> list
         chosen = replace(chosen, values=sources[0].values if sources else ())
     found = index_folder(folder, chosen)
     merged, said = _merged(old, found.manifest, str(folder))
-    write_manifest(merged, path)
+    _write(merged, path)
     return [f"{folder}: {found.layout}", *found.notes, *_shortened(found.left_out, "left out: "), *said]
+
+
+def _write(manifest: Manifest, path: Path) -> None:
+    try:
+        write_manifest(manifest, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); give another place with --out") from error
 
 
 def in_words(found: Understood) -> list[str]:
@@ -218,27 +231,72 @@ def _of_pairs(folder: Path, chosen: Choices) -> Understood:
     found = pair(folder)
     if not found.cases:
         raise DataError(f"{folder}: no case is whole: {'; '.join(found.left_out[:3])}")
-    axes = 3 if nifti_files.is_nifti(found.cases[0].images[0]) else 2
-    left_out, notes = list(found.left_out), []
     patients, how = _patients(folder, found.cases, chosen)
-    notes.append(how)
     rows = [
         Case(one.id, patients[one.id], tuple(map(Source, one.images)), _source(one, found), "", one.role)
         for one in found.cases
     ]
-    rows = list(_with_labels_for_the_test(rows, chosen, left_out))
-    rows, channels = _consistent(rows, axes, left_out)
-    classes, values, said = _classes(rows, found, chosen, left_out)
-    notes += said
-    gone = {line.split(":")[0].removeprefix("case ") for line in left_out if line.startswith("case ")}
-    rows = [_valued(case, found, classes, values) for case in rows if case.id not in gone]
-    kind = "NIfTI files" if axes == 3 else "pictures"
+    kind = "NIfTI files" if nifti_files.is_nifti(rows[0].image[0].path) else "pictures"
     parts = [f"{len(found.channels)} channel files per case ({', '.join(found.channels)})"] if found.channels else []
     if found.masks:
         parts.append(f"a mask per structure ({', '.join(found.masks)}; where they overlap, the later one holds)")
     layout = f"a folder of {kind}, paired by their names" + "".join(f"; {part}" for part in parts)
-    manifest = Manifest(folder.resolve().name, tuple(rows), classes, axes, channels, slice_axis=2 if axes == 3 else 0)
-    return Understood(manifest, layout, tuple(notes), tuple(left_out))
+    return _finished(Understood(_draft(folder, rows), layout, (how,), tuple(found.left_out)), found, chosen)
+
+
+def _of_table(table: Path, chosen: Choices) -> Understood:
+    """Return what a table names: ``image`` (several by ``;`` are channels), and perhaps label, id, patient, domain and role."""
+    try:
+        with table.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read ({error})") from error
+    if not lines or "image" not in lines[0]:
+        raise DataError(f"{table}: needs a column image, and may have label, id, patient, domain and role")
+    rows = [_of_line(line, f"{table}: line {number}", table.parent) for number, line in enumerate(lines, start=2)]
+    unread = sorted(str(name) for name in lines[0].keys() - {"image", "label", "id", "patient", "domain", "role"})
+    left_out = (f"columns {', '.join(unread)}",) if unread else ()
+    how = "column patient" if "patient" in lines[0] else "none: every case is taken for a patient of its own"
+    draft = Understood(_draft(table, rows), "a table of files", (f"patients: {how}",), left_out)
+    return _finished(draft, Pairing(), chosen)
+
+
+def _of_line(line: Mapping[str, str | None], where: str, folder: Path) -> Case:
+    images = tuple(Source(folder / part.strip()) for part in (line["image"] or "").split(";") if part.strip())
+    label = Source(folder / text) if (text := (line.get("label") or "").strip()) else None
+    for source in (*images, *((label,) if label else ())):
+        if not source.path.is_file() or not (
+            nifti_files.is_nifti(source.path) or picture_files.is_picture(source.path)
+        ):
+            raise DataError(f"{where}: {source.path}: no such file, or neither NIfTI nor a picture")
+    if not images:
+        raise DataError(f"{where}: names no image")
+    role = (line.get("role") or "train").strip()
+    if role not in ROLES:
+        raise DataError(f"{where}: role is {role!r}; it is one of {', '.join(ROLES)}")
+    name = (line.get("id") or "").strip() or nifti_files.stem(images[0].path).rsplit(".", 1)[0]
+    return Case(
+        name, (line.get("patient") or "").strip() or name, images, label, (line.get("domain") or "").strip(), role
+    )
+
+
+def _draft(place: Path, rows: Sequence[Case]) -> Manifest:
+    """Return a manifest of cases whose labels nobody has looked at yet."""
+    axes = 3 if nifti_files.is_nifti(rows[0].image[0].path) else 2
+    name = place.resolve().name.removesuffix(".csv")
+    return Manifest(name, tuple(rows), ("background", "foreground"), axes, slice_axis=2 if axes == 3 else 0)
+
+
+def _finished(draft: Understood, found: Pairing, chosen: Choices) -> Understood:
+    """Return a manifest with channels, spacing and classes, without the cases that cannot be used."""
+    left_out, axes = list(draft.left_out), draft.manifest.axes
+    rows = list(_with_labels_for_the_test(draft.manifest.cases, chosen, left_out))
+    rows, channels = _consistent(rows, axes, left_out)
+    classes, values, said = _classes(rows, found, chosen, left_out)
+    gone = {line.split(":")[0].removeprefix("case ") for line in left_out if line.startswith("case ")}
+    rows = [_valued(case, found, classes, values) for case in rows if case.id not in gone]
+    manifest = replace(draft.manifest, cases=tuple(rows), classes=classes, channels=channels)
+    return replace(draft, manifest=manifest, notes=(*draft.notes, *said), left_out=tuple(left_out))
 
 
 def _source(one: Paired, found: Pairing) -> Source | None:
@@ -248,7 +306,7 @@ def _source(one: Paired, found: Pairing) -> Source | None:
     return replace(first, others=tuple(others)) if found.masks else first
 
 
-def _with_labels_for_the_test(rows: list[Case], chosen: Choices, left_out: list[str]) -> Iterator[Case]:
+def _with_labels_for_the_test(rows: Sequence[Case], chosen: Choices, left_out: list[str]) -> Iterator[Case]:
     """Yield cases; those of test and validation that have no label are left out, or learnt from where that is asked for."""
     bare = 0
     for case in rows:
@@ -321,9 +379,9 @@ def _classes(
         return classes, (), []
     values = _values_in(rows, left_out)
     if chosen.values:
-        if unknown := sorted(values - dict(chosen.values).keys()):
+        if strange := sorted(values - dict(chosen.values).keys()):
             raise DataError(
-                f"labels hold the value {unknown[0]}, which has no meaning in the data set that they are added to"
+                f"labels hold the value {strange[0]}, which has no meaning in the data set that they are added to"
             )
         return chosen.classes, chosen.values, []
     ignored, notes = _unlabelled_values(values, chosen)

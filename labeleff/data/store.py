@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from labeleff.data.lookalikes import reduced
 from labeleff.data.manifest import Case
 from labeleff.errors import DataError, StoreError
 from labeleff.files import write_atomically
@@ -180,6 +183,30 @@ class ImageStore:
         values *= (scale / unit).reshape(per_channel)
         values += ((offset - shift) / unit).reshape(per_channel)
         return values
+
+    def reduced(self, name: str, factors: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return the means of blocks of *factors voxels of an image, channels averaged; kept beside it once computed."""
+        entry = self._entry(name)
+        kept = self.cache / entry.folder / f"reduced-{self.normalise}-{'x'.join(map(str, factors))}.npy"
+        with suppress(OSError, ValueError, EOFError):
+            found: NDArray[np.float32] = np.load(kept, allow_pickle=False)
+            return found
+        made = reduced(self.read(name), factors)
+        buffer = io.BytesIO()
+        np.save(buffer, made, allow_pickle=False)
+        with suppress(OSError):  # a cache that others have filled may be read-only
+            write_atomically(kept, buffer.getvalue())
+        return made
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return plain values that an earlier run has kept beside the images under a name, else make and keep them."""
+        path = self.cache / "kept" / f"{name}.json"
+        with suppress(OSError, ValueError):
+            return json.loads(path.read_text())
+        made = make()
+        with suppress(OSError):
+            write_atomically(path, json.dumps(made))
+        return made
 
     def _array(self, name: str, entry: Entry) -> Any:
         if name in self._open:

@@ -1,5 +1,6 @@
 """Layouts that others defined: nnU-Net, Decathlon, ACDC, folders of NIfTI files and pictures."""
 
+import gzip
 import json
 
 import nibabel as nib
@@ -405,3 +406,27 @@ def test_an_empty_folder_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(DataError) as found:
         registry.build("dataset", name, path=str(tmp_path)).manifest()
     assert "\n" not in str(found.value)
+
+
+def test_damaged_volumes_are_named_in_one_line(tmp_path):
+    """A stream that is cut off or overwritten, a header of nonsense, a size that no memory holds."""
+    path = save(tmp_path / "images" / "p.nii.gz", volume(0, shape=(20, 20, 20))[0])
+    whole = path.read_bytes()
+    data = Nifti(path=str(tmp_path))
+    case = data.manifest().cases[0]
+    middle = len(whole) // 2
+    huge = bytearray(gzip.decompress(whole))
+    huge[42:48] = b"\xff\x7f" * 3  # 32767 voxels along each axis
+    nonsense = bytearray(gzip.decompress(whole))
+    nonsense[70:72] = b"\x39\x30"  # a type of voxels that there is not
+    for torn in (
+        whole[:middle],
+        gzip.compress(bytes(huge)),
+        gzip.compress(bytes(nonsense)),
+        b"",
+        b"not a volume",
+    ):
+        path.write_bytes(torn)
+        with pytest.raises(DataError, match="case 'p': ") as found:
+            data.read_image(case)
+        assert "\n" not in str(found.value)

@@ -157,6 +157,31 @@ def test_pictures_of_patients_in_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("image", "label", "name", "role"),
+    [
+        ("volume-7.png", "segmentation-7.png", "7", "train"),
+        (
+            "Part1_Training_Data/ISIC_7.png",
+            "Part1_GroundTruth/ISIC_7_segmentation.png",
+            "Part1_Training_Data_ISIC_7",
+            "train",
+        ),
+        ("imagesVa/amos_7.png", "labelsVa/amos_7.png", "amos_7", "validation"),
+        ("case_7/imaging.png", "case_7/segmentation.png", "case_7", "train"),
+        ("data/img_7.png", "data/mask_7.png", "7", "train"),
+        ("train/x 7.png", "train_labels/x 7.png", "x_7", "train"),
+        ("x_image.png", "x_label.png", "x", "train"),
+        ("scans/site-a/7.png", "labels/site-a/7.png", "site-a_7", "train"),
+    ],
+)
+def test_names_that_people_give(tmp_path, image, label, name, role):
+    picture(tmp_path / image, GREY)
+    picture(tmp_path / label, MASK)
+    (case,) = pair(tmp_path).cases
+    assert (case.id, case.role, len(case.images), len(case.labels)) == (name, role, 1, 1)
+
+
+@pytest.mark.parametrize(
     ("stored", "choices", "classes", "values"),
     [
         ((0, 1, 2), {}, 3, ()),
@@ -174,6 +199,30 @@ def test_what_label_values_stand_for(tmp_path, stored, choices, classes, values)
     manifest = index_folder(tmp_path, Choices(**choices)).manifest
     assert len(manifest.classes) == classes
     assert manifest.cases[0].label.values == values
+
+
+def test_a_table_of_files(tmp_path):
+    small(tmp_path, ("a", "b", "c"))
+    table = tmp_path / "cells.csv"
+    table.write_text(
+        "image,label,patient,domain,role,age\n"
+        "images/a.png,labels/a.png,anna,here,train,7\nimages/b.png,,anna,here,,8\nimages/c.png,labels/c.png,ben,there,test,9\n"
+    )
+    found = index_folder(table, Choices(classes=("background", "cell")))
+    assert rows(found) == [("a", "anna", "train", True), ("b", "anna", "train", False), ("c", "ben", "test", True)]
+    assert (found.manifest.name, found.manifest.cases[2].domain, found.left_out) == ("cells", "there", ("columns age",))
+    assert found.manifest.cases[0].label.values == ((0, 0), (255, 1))
+    for line, message in (
+        ("images/z.png,,,,,", "line 2: .*z.png: no such file"),
+        (",,,,,", "names no image"),
+        ("images/a.png,,,,exam,", "role is 'exam'"),
+    ):
+        table.write_text(f"image,label,patient,domain,role,age\n{line}\n")
+        with pytest.raises(DataError, match=message):
+            index_folder(table)
+    table.write_text("picture\na.png\n")
+    with pytest.raises(DataError, match="needs a column image"):
+        index_folder(table)
 
 
 def test_what_is_not_understood_is_said(tmp_path):

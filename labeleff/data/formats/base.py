@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def read_npz(path: Path, key: str, case: str) -> NDArray[Any]:
         with np.load(path, allow_pickle=False) as content:
             array: NDArray[Any] = content[key]
             return array
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"case {case!r}: {path}: no readable array {key!r} ({error})") from error
 
 

@@ -140,7 +140,7 @@ def _array(source: Source, case: str) -> NDArray[Any]:
         with h5py.File(source.path, "r") as file:
             array: NDArray[Any] = file[source.key][()]
             return array
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise DataError(f"case {case!r}: {source.path}: no readable data set {source.key!r} ({error})") from error
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from labeleff.data.formats.base import required_label
@@ -15,6 +18,7 @@ from labeleff.data.manifest import Case
 from labeleff.errors import DataError
 
 SUFFIXES = (".nii", ".nii.gz")
+_BROKEN = (OSError, EOFError, ValueError, OverflowError, MemoryError, HeaderDataError, zlib.error)
 NEAR = 1e-3
 """How far affines of one image's files may differ, mm: headers hold them in several roundings."""
 
@@ -49,7 +53,7 @@ def load(path: Path, name: str, *, channels: bool = False) -> Any:
         if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-12:
             raise DataError(f"case {name!r}: {path}: the header's affine is no map to millimetres; repair it")
         return nib.as_closest_canonical(image)
-    except (OSError, ImageFileError, EOFError, ValueError) as error:
+    except (*_BROKEN, ImageFileError) as error:
         raise DataError(f"case {name!r}: {path}: not a readable NIfTI file ({error})") from error
 
 
@@ -59,7 +63,8 @@ def voxels(path: Path, name: str) -> NDArray[Any]:
     Raises:
         DataError: They cannot be read.
     """
-    return channel_voxels(path, name, channels=False)[0]
+    volume: NDArray[Any] = channel_voxels(path, name, channels=False)[0]
+    return volume
 
 
 def channel_voxels(path: Path, name: str, *, channels: bool = True) -> NDArray[Any]:
@@ -71,7 +76,7 @@ def channel_voxels(path: Path, name: str, *, channels: bool = True) -> NDArray[A
     image = load(path, name, channels=channels)
     try:
         found = np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError, MemoryError) as error:
+    except _BROKEN as error:
         raise DataError(f"case {name!r}: {path}: the voxels cannot be read ({error})") from error
     if found.dtype.kind not in "iuf":
         raise DataError(f"case {name!r}: {path}: voxels of type {found.dtype}; whole or real numbers are read")
@@ -120,6 +125,22 @@ def orientation_of(path: Path, name: str) -> tuple[str, float]:
     axes = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     tilt = float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), 0, 1))).max())
     return "".join(nib.aff2axcodes(image.affine)) if told else "none", tilt
+
+
+def check_sum(path: Path, name: str) -> None:
+    """Read a compressed file to its end, where its checksum is; reading voxels stops before it.
+
+    Raises:
+        DataError: What is in the file is not what was written to it.
+    """
+    if not path.name.lower().endswith(".gz"):
+        return
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 22):
+                pass
+    except _BROKEN as error:
+        raise DataError(f"case {name!r}: {path}: damaged since it was written ({error})") from error
 
 
 def label_voxels(case: Case) -> tuple[NDArray[Any], tuple[int, ...]]:

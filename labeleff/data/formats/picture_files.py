@@ -104,7 +104,7 @@ def _for_tifffile(path: Path, file: Image.Image) -> bool:
 
 
 def _is_deep(file: Image.Image) -> bool:
-    tile = getattr(file, "tile", None)
+    tile: Any = getattr(file, "tile", [])
     return file.mode.startswith("RGB") and bool(tile) and "16" in str(tile[0][3])
 
 
