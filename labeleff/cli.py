@@ -200,6 +200,9 @@ def index(
     domain: DomainOption = "",
     prefix: PrefixOption = "",
     unlabelled_tests: TestsOption = False,
+    overlapping: Annotated[
+        bool, typer.Option("--overlapping", help="Structures with a mask each do not exclude one another.")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Recognise a folder of images, write its manifest, and say what was understood and what was not; nothing is copied.
@@ -210,7 +213,7 @@ def index(
         from labeleff.data.recognise import Choices, write_index
 
         named = tuple(part.strip() for part in classes.split(",")) if classes else ()
-        choices = Choices(name, named, ignore, patient_pattern, test, domain, prefix, unlabelled_tests)
+        choices = Choices(name, named, ignore, patient_pattern, test, domain, prefix, unlabelled_tests, overlapping)
         for line in write_index(folder, out or Path(f"{folder.resolve().name.removesuffix('.csv')}.json"), choices):
             typer.echo(line)
 

@@ -91,9 +91,16 @@ def _row(
         "sd": float(image.std(dtype=np.float64)),
     }
     for index, name in enumerate(manifest.classes[1:], start=1):
-        row[f"volume:{name}"] = None if label is None else float((label == index).sum()) * voxel
+        row[f"volume:{name}"] = None if label is None else float(_where(label, index, manifest).sum()) * voxel
     row["unlabelled"] = None if label is None else float((label == IGNORE).mean())
     return row
+
+
+def _where(label: NDArray[np.uint8], index: int, manifest: Manifest) -> NDArray[np.bool_]:
+    """Return where a class is, or a region that may overlap others."""
+    if manifest.overlapping:
+        return np.asarray(((label >> (index - 1) & 1) == 1) & (label != IGNORE))
+    return np.asarray(label == index)
 
 
 def per_class(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -120,7 +127,7 @@ def _tile(case: Case, image: NDArray[Any], label: NDArray[np.uint8] | None, mani
     places = interesting(known, manifest.slice_axis)
     place = [places[len(places) // 2]]
     view = slices_of(grey(image.mean(axis=0)), manifest.slice_axis, place)[0]
-    drawn = overlay(view, slices_of(known, manifest.slice_axis, place)[0])
+    drawn = overlay(view, slices_of(known, manifest.slice_axis, place)[0], exclusive=not manifest.overlapping)
     picture = Image.fromarray(np.round(drawn * 255).astype(np.uint8))
     picture.thumbnail((TILE, TILE))
     tile = Image.new("RGB", (TILE, TILE + 14), "white")

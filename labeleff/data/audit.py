@@ -227,7 +227,17 @@ def audit_labels(manifest: Manifest, cases: Sequence[str], read: Callable[[str],
         cases: Whose labels are looked at.
         read: Reads a label.
     """
-    return label_warnings(manifest, {name: frozenset(int(v) for v in np.unique(read(name))) for name in cases})
+    return label_warnings(manifest, {name: classes_in(read(name), manifest) for name in cases})
+
+
+def classes_in(label: NDArray[np.uint8], manifest: Manifest) -> frozenset[int]:
+    """Return the classes that a label holds, background and IGNORE among them; of bits, the regions they stand for."""
+    values = {int(value) for value in np.unique(label)}
+    if not manifest.overlapping:
+        return frozenset(values)
+    bits = values - {0, IGNORE}
+    regions = {r for r in range(1, len(manifest.classes)) if any(value >> (r - 1) & 1 for value in bits)}
+    return frozenset(regions | (values & {0, IGNORE}))
 
 
 def label_warnings(manifest: Manifest, present: Mapping[str, frozenset[int]]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from labeleff.data.audit import SHOWN, confounded, in_words, label_warnings, listed
+from labeleff.data.audit import SHOWN, classes_in, confounded, in_words, label_warnings, listed
 from labeleff.data.formats import nifti_files
 from labeleff.data.formats.base import DataSet
 from labeleff.data.lookalikes import Field, factors_for, matches, reduced
@@ -99,7 +99,7 @@ def check_up(
             found.add("broken", str(error))
         if case.has_label and (test_labels or case.role != "test"):
             try:
-                present[case.id] = _classes_in(dataset, case, shape)
+                present[case.id] = _classes_in(dataset, case, manifest, shape)
             except DataError as error:
                 found.add("broken", str(error))
         if on_progress is not None:
@@ -145,7 +145,7 @@ def _label_files(case: Case) -> list[Source]:
     return [*(case.label.parts if case.label is not None else ()), *case.raters]
 
 
-def _classes_in(dataset: DataSet, case: Case, shape: tuple[int, ...] | None) -> frozenset[int]:
+def _classes_in(dataset: DataSet, case: Case, manifest: Manifest, shape: tuple[int, ...] | None) -> frozenset[int]:
     """Return the classes in all labels of a case.
 
     Raises:
@@ -156,7 +156,7 @@ def _classes_in(dataset: DataSet, case: Case, shape: tuple[int, ...] | None) -> 
     for label in labels:
         if shape is not None and label.shape != shape:
             raise DataError(f"case {case.id!r}: the label has shape {label.shape}, the image {shape}")
-    return frozenset(int(value) for label in labels for value in np.unique(label))
+    return frozenset[int]().union(*(classes_in(label, manifest) for label in labels))
 
 
 def _duplicates(

@@ -139,9 +139,9 @@ def _whole(names: list[str], grids: Field, apart: Callable[[str, str], bool], *,
     which = np.zeros(best.shape, np.int8)
     moved = list(_mirrors(grids.ndim - 1))
     for number, (_, move) in enumerate(moved):
-        score = flat @ np.stack([move(grid) for grid in grids]).reshape(len(names), -1).T
-        better = score > best
-        best[better], which[better] = score[better], number
+        found = flat @ np.stack([move(grid) for grid in grids]).reshape(len(names), -1).T
+        better = found > best
+        best[better], which[better] = found[better], number
     total = grids.sum(axis=0)
     for i, j in zip(*np.nonzero(np.triu(best, 1) >= ALIKE), strict=True):
         if not apart(names[i], names[j]):
@@ -161,8 +161,10 @@ def _without_frame(one: Field, two: Field, total: Field, count: int, move: Calla
     """
     if count < _FEW:
         return min(COPY - 0.01, float((one * move(two)).sum()))
-    frame = (total - one - two) / (count - 2)
-    frame = (frame + move(frame)) / 2  # the same for both, or the chance in it would count as a difference
+    frame: Field = ((total - one - two) / (count - 2)).astype(np.float32)
+    frame = np.asarray(
+        (frame + move(frame)) / 2, np.float32
+    )  # the same for both, or the chance in it would count as a difference
     first, second = one - frame, move(two) - frame
     norm = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float((first * second).sum()) / norm if norm > 0 else 0.0

@@ -187,7 +187,8 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         for case in manifest.cases
     ]
     head = {k: getattr(manifest, k) for k in ("name", "classes", "axes", "channels", "slice_axis", "official")}
-    write_json(path, head | {"cases": rows})
+    overlapping = {"overlapping": True} if manifest.overlapping else {}
+    write_json(path, head | overlapping | {"cases": rows})
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -200,10 +201,13 @@ def read_manifest(path: Path) -> Manifest:
         content = json.loads(path.read_text())
         head = {name: content[name] for name in ("name", "classes", "axes", "channels", "slice_axis", "official")}
         rows = content["cases"]
+        head["overlapping"] = content.get("overlapping", False)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a manifest ({type(error).__name__}: {error})") from error
     if not isinstance(rows, list) or not all(isinstance(head[name], list) for name in ("classes", "official")):
         raise DataError(f"{path}: cases, classes and official are lists")
+    if not isinstance(head["overlapping"], bool):
+        raise DataError(f"{path}: overlapping is {head['overlapping']!r}; it is true or false")
     cases = tuple(_case(row, path, number) for number, row in enumerate(rows))
     classes, official = (tuple(map(str, head.pop(name))) for name in ("classes", "official"))
     try:

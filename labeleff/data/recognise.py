@@ -43,6 +43,7 @@ class Choices:
         domain: Site, scanner or stain of all cases.
         prefix: Put in front of the names of cases and patients, where two folders use the same ones for different people.
         unlabelled_tests: Learn from test images that have no label; else they are left out.
+        overlapping: Structures with a mask each do not exclude one another.
         values: What stored values stand for, of a data set that cases are added to.
     """
 
@@ -54,6 +55,7 @@ class Choices:
     domain: str = ""
     prefix: str = ""
     unlabelled_tests: bool = False
+    overlapping: bool = False
     values: tuple[tuple[int, int], ...] = ()
 
 
@@ -128,8 +130,7 @@ def add_folder(path: Path, folder: Path, choices: Choices | None = None) -> list
     """
     old = read_manifest(path)
     chosen = choices or Choices()
-    if not chosen.classes:
-        chosen = replace(chosen, classes=old.classes)
+    chosen = replace(chosen, overlapping=old.overlapping, classes=chosen.classes or old.classes)
     if not chosen.values:
         sources = [source for case in old.cases if (source := case.label) is not None and source.mask_of is None]
         chosen = replace(chosen, values=sources[0].values if sources else ())
@@ -150,12 +151,13 @@ def in_words(found: Understood) -> list[str]:
     """Return what was understood of a folder, for people, a line each."""
     manifest = found.manifest
     cases, labelled = manifest.cases, [case for case in manifest.cases if case.has_label]
+    overlap = " (regions that may overlap)" if manifest.overlapping else ""
     lines = [
         f"{manifest.name}: {found.layout}",
         f"{len(cases)} cases of {len({case.patient for case in cases})} patients, {manifest.axes}-D, "
         f"{manifest.channels} channel{'s' if manifest.channels > 1 else ''}: {len(labelled)} labelled, "
         f"{len(cases) - len(labelled)} without a label",
-        f"classes: {', '.join(manifest.classes)}",
+        f"classes: {', '.join(manifest.classes)}{overlap}",
     ]
     roles = Counter(case.role for case in cases)
     lines.append("roles: " + ", ".join(f"{count} {role}" for role, count in roles.items()))
@@ -231,7 +233,7 @@ def _of_pairs(folder: Path, chosen: Choices) -> Understood:
     found = pair(folder)
     if not found.cases:
         raise DataError(f"{folder}: no case is whole: {'; '.join(found.left_out[:3])}")
-    patients, how = _patients(folder, found.cases, chosen)
+    patients, told = _patients(folder, found.cases, chosen)
     rows = [
         Case(one.id, patients[one.id], tuple(map(Source, one.images)), _source(one, found), "", one.role)
         for one in found.cases
@@ -239,9 +241,10 @@ def _of_pairs(folder: Path, chosen: Choices) -> Understood:
     kind = "NIfTI files" if nifti_files.is_nifti(rows[0].image[0].path) else "pictures"
     parts = [f"{len(found.channels)} channel files per case ({', '.join(found.channels)})"] if found.channels else []
     if found.masks:
-        parts.append(f"a mask per structure ({', '.join(found.masks)}; where they overlap, the later one holds)")
+        how = "which may overlap" if chosen.overlapping else "where they overlap, the later one holds"
+        parts.append(f"a mask per structure ({', '.join(found.masks)}; {how})")
     layout = f"a folder of {kind}, paired by their names" + "".join(f"; {part}" for part in parts)
-    return _finished(Understood(_draft(folder, rows), layout, (how,), tuple(found.left_out)), found, chosen)
+    return _finished(Understood(_draft(folder, rows), layout, (told,), tuple(found.left_out)), found, chosen)
 
 
 def _of_table(table: Path, chosen: Choices) -> Understood:
@@ -290,12 +293,18 @@ def _draft(place: Path, rows: Sequence[Case]) -> Manifest:
 def _finished(draft: Understood, found: Pairing, chosen: Choices) -> Understood:
     """Return a manifest with channels, spacing and classes, without the cases that cannot be used."""
     left_out, axes = list(draft.left_out), draft.manifest.axes
+    if chosen.overlapping and not found.masks and any(case.has_label for case in draft.manifest.cases):
+        raise DataError(
+            f"{draft.manifest.name}: overlapping structures need a mask each, such as NAME_lung and NAME_heart beside NAME"
+        )
     rows = list(_with_labels_for_the_test(draft.manifest.cases, chosen, left_out))
     rows, channels = _consistent(rows, axes, left_out)
     classes, values, said = _classes(rows, found, chosen, left_out)
     gone = {line.split(":")[0].removeprefix("case ") for line in left_out if line.startswith("case ")}
     rows = [_valued(case, found, classes, values) for case in rows if case.id not in gone]
-    manifest = replace(draft.manifest, cases=tuple(rows), classes=classes, channels=channels)
+    manifest = replace(
+        draft.manifest, cases=tuple(rows), classes=classes, channels=channels, overlapping=chosen.overlapping
+    )
     return replace(draft, manifest=manifest, notes=(*draft.notes, *said), left_out=tuple(left_out))
 
 
@@ -482,7 +491,7 @@ def _held_out(found: Understood, count: int) -> Understood:
 
 def _merged(old: Manifest, new: Manifest, where: str) -> tuple[Manifest, list[str]]:
     """Return a manifest with the cases of another one at its end, and what was done."""
-    for what in ("classes", "axes"):
+    for what in ("classes", "axes", "overlapping"):
         if getattr(old, what) != getattr(new, what):
             raise DataError(f"{where}: its {what} are {getattr(new, what)}, those of {old.name} {getattr(old, what)}")
     if new.channels != old.channels and not (old.axes == 2 and {new.channels, old.channels} == {1, 3}):

@@ -10,7 +10,7 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 from labeleff.cli import app
-from labeleff.data.audit import audit, confounded, label_warnings
+from labeleff.data.audit import audit, classes_in, confounded, label_warnings
 from labeleff.data.checkup import check_up, spacing_outliers
 from labeleff.data.formats.compact import Compact
 from labeleff.data.formats.manifest_file import ManifestFile
@@ -190,6 +190,12 @@ def test_sites_and_classes_that_cannot_be_told_apart():
     ]
     only = label_warnings(manifest, {f"c{n}": frozenset({0, 1, 2} if n % 2 else {0, 1}) for n in range(8)})
     assert only == ["the class 'spleen' is in labels of b only: site and class cannot be told apart"]
+
+
+def test_bits_are_the_regions_they_stand_for():
+    manifest = Manifest("m", (Case("c", "p", (Source("x"),)),), ("background", "a", "b", "c"), 2, overlapping=True)
+    assert classes_in(np.array([[0, 5], [4, 255]], np.uint8), manifest) == {0, 1, 3, 255}
+    assert label_warnings(manifest, {"c": frozenset({0, 1, 3})}) == ["the class 'b' is in none of 1 labels"]
 
 
 # -- on its own -----------------------------------------------------------------------------------------------------------

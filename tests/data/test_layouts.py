@@ -117,10 +117,24 @@ def test_nnunet_pictures_in_colour(tmp_path):
     assert np.array_equal(data.read_label(manifest.cases[0]), colours[..., 0] > 99)
 
 
+def test_nnunet_regions_that_overlap(tmp_path):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    folder = layouts.nnunet(tmp_path / "n", cases=("one",), labels=labels)
+    stored = save(folder / "labelsTr" / "one.nii.gz", volume(0, 5)[1])
+    native = NnUNet(path=str(folder))
+    write_manifest(native.manifest(), tmp_path / "m.json")
+    for data in (native, ManifestFile(path=str(tmp_path / "m.json"))):
+        manifest = data.manifest()
+        assert (manifest.overlapping, manifest.classes) == (True, ("background", "whole", "core", "enhancing"))
+        label = data.read_label(manifest.cases[0])
+        for index, value in np.ndenumerate(np.asarray(nib.load(stored).dataobj)):
+            assert label[index] == [0, 0b001, 0b011, 0b111, 255][value]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2]}}, r"labels\.whole is \[1, 2\], a region of several values"),
+        ({"labels": {"background": 0, "whole": [1, "x"]}}, r"labels\.whole is \[1, 'x'\]; it is a whole number"),
         ({"labels": {"organ": 1}}, "no value 0"),
         ({"labels": {"background": 0}}, "no class beside the background"),
         ({"labels": {"background": 0, "organ": "x"}}, r"labels\.organ is 'x'"),
@@ -297,6 +311,9 @@ def test_nifti_with_one_mask_per_structure(tmp_path):
     for data in (native, ManifestFile(path=str(tmp_path / "m.json"))):
         label = data.read_label(data.manifest().case("p"))
         assert [int(label[i, 0, 0]) for i in range(5)] == [0, 1, 2, 2, 0]
+    both = Nifti(path=str(tmp_path), classes=("background", "liver", "spleen"), overlapping=True)
+    label = both.read_label(both.manifest().case("p"))
+    assert [int(label[i, 0, 0]) for i in range(5)] == [0, 1, 3, 2, 0]
     save(tmp_path / "labels" / "p" / "splen.nii.gz", two)
     with pytest.raises(DataError, match=r"splen: named after no class\. Did you mean 'spleen'"):
         native.manifest()

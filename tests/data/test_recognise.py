@@ -1,6 +1,7 @@
 """Folders that follow a standard, and folders that follow none, become manifests; cases are added to them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -122,6 +123,12 @@ def test_a_folder_per_case_with_a_mask_per_structure(tmp_path):
     assert [int(v) for v in data.read_label(manifest.cases[0])[:, 0, 0]] == [1, 2, 0, 0, 0]
     assert [int(v) for v in data.read_label(manifest.cases[1])[:, 0, 0]] == [0, 0, 2, 0, 0]
     assert index_folder(tmp_path).manifest.classes == ("background", "liver", "spleen")
+    assert index_folder(tmp_path, Choices(overlapping=True)).manifest.overlapping
+    save(tmp_path / "one" / "a.nii.gz", volume()[0])
+    save(tmp_path / "one" / "a_seg.nii.gz", volume()[1])
+    with pytest.raises(DataError, match="overlapping structures need a mask each"):
+        index_folder(tmp_path / "one", Choices(overlapping=True))
+    shutil.rmtree(tmp_path / "one")
     with pytest.raises(DataError, match="the mask 'liver' is named after none of the classes"):
         index_folder(tmp_path, Choices(classes=("background", "spleen")))
 

@@ -95,15 +95,22 @@ class FileSet(DataSet):
         """
         required_label(case)
         assert case.label is not None  # noqa: S101  just checked
-        parts = [as_classes(self._stored(part, case), case, part) for part in case.label.parts]
-        label = parts[0]
-        for source, mask in zip(case.label.others, parts[1:], strict=True):
+        label = self._part(case.label.parts[0], case)
+        for source in case.label.others:
+            mask = self._part(source, case)
             if mask.shape != label.shape:
                 raise DataError(
                     f"case {case.id!r}: {source.path}: has shape {mask.shape}, the mask before it {label.shape}"
                 )
-            label = np.where(mask != 0, mask, label)
-        return checked_label(label, case, len(self.head.classes), self._shape(case))
+            label = label | mask if self.head.overlapping else np.where(mask != 0, mask, label)
+        return checked_label(label, case, values_of(self.head), self._shape(case))
+
+    def _part(self, source: Source, case: Case) -> NDArray[Any]:
+        """Return what one file says: classes, or bits of regions that overlap."""
+        stored = self._stored(source, case)
+        if self.head.overlapping and source.mask_of is not None:
+            return np.where(stored != 0, 1 << (source.mask_of - 1), 0).astype(np.uint8)
+        return as_classes(stored, case, source)
 
     def _stored(self, source: Source, case: Case) -> NDArray[Any]:
         first = case.image[0].path
@@ -126,6 +133,11 @@ class FileSet(DataSet):
         """Return what changes when the case's files change, or what pictures are brought to."""
         found = super().fingerprint(case)
         return f"{found}|{self.head.channels}" if picture_files.is_picture(case.image[0].path) else found
+
+
+def values_of(manifest: Manifest) -> int:
+    """Return how many values a label has beside IGNORE: classes, or sets of regions that overlap."""
+    return 1 << (len(manifest.classes) - 1) if manifest.overlapping else len(manifest.classes)
 
 
 def readable(source: Source) -> bool:

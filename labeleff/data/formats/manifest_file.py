@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from labeleff.batch import IGNORE
-from labeleff.data.formats.files import SUFFIXES, FileSet, readable
+from labeleff.data.formats.files import SUFFIXES, FileSet, readable, values_of
 from labeleff.data.manifest import Manifest, read_manifest
 from labeleff.errors import DataError
 from labeleff.registry import register
@@ -40,8 +40,10 @@ class ManifestFile(FileSet):
                         f"{self.path}: case {case.id!r}: {source.path.name} is none of {', '.join(SUFFIXES)}"
                     )
                 for part in source.parts:
-                    if wrong := [index for _, index in part.values if len(found.classes) <= index != IGNORE]:
+                    wrong = [index for _, index in part.values if values_of(found) <= index != IGNORE]
+                    wrong += [part.mask_of] if part.mask_of is not None and part.mask_of >= len(found.classes) else []
+                    if wrong:
                         raise DataError(
-                            f"{self.path}: case {case.id!r}: values name class {wrong[0]}, which there is not"
+                            f"{self.path}: case {case.id!r}: a label names class {wrong[0]}, which there is not"
                         )
         return found

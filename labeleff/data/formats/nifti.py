@@ -20,7 +20,7 @@ class Nifti(FileSet):
 
     Several channels are the fourth axis of a file, or files of their own, told apart by ``channels``. A label is one file, or a
     folder ``labels/NAME/`` with one mask per structure, each named after a class; where masks overlap, the class named later
-    holds.
+    holds, or both with ``overlapping``.
 
     Labels by several people lie in a folder for each of them, such as ``labels_anna/`` and ``labels_ben/``, named in
     ``raters``; a case may have any number of them. ``labels/`` is then optional: it holds a consensus to measure against, or
@@ -38,6 +38,7 @@ class Nifti(FileSet):
         slice_axis: Axis along which a 2-D network sees slices.
         raters: Folders with one person's labels each, relative to the folder, in the order of the raters.
         channels: Endings of the files that are the channels of a case, in order, such as _t1 and _t2; default: one file.
+        overlapping: Structures do not exclude one another: every mask is a region of its own, at most seven.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Nifti(FileSet):
         slice_axis: int = 2,
         raters: tuple[str, ...] = (),
         channels: tuple[str, ...] = (),
+        overlapping: bool = False,
     ) -> None:
         super().__init__()
         if len(classes) < 2:
@@ -62,7 +64,7 @@ class Nifti(FileSet):
         if len(set(channels)) < len(channels):
             raise ValueError(f"channels is {list(channels)}; every ending stands for one channel")
         self.path, self.classes, self.test_list, self.slice_axis = path, tuple(classes), test_list, slice_axis
-        self.raters, self.channels = tuple(raters), tuple(channels)
+        self.raters, self.channels, self.overlapping = tuple(raters), tuple(channels), overlapping
 
     def rows(self) -> Manifest:
         """Return one row per case in ``images/``; headers are read, voxels are not.
@@ -95,7 +97,9 @@ class Nifti(FileSet):
             votes = tuple(own[name] for own in raters if name in own)
             cases.append(Case(name, patient(name), images, labels.get(name), "", role, None, votes))
         with_spacing, channels = with_headers(cases, axes=3, where=str(folder))
-        return Manifest(folder.name, with_spacing, self.classes, 3, channels, self.slice_axis)
+        return Manifest(
+            folder.name, with_spacing, self.classes, 3, channels, self.slice_axis, overlapping=self.overlapping
+        )
 
     def _images(self, folder: Path) -> dict[str, tuple[Source, ...]]:
         """Return the channel files of every case."""

@@ -30,9 +30,10 @@ class NnUNet(FileSet):
     """nnU-Net's raw layout, versions 1 and 2: ``dataset.json``, ``imagesTr/NAME_0000.nii.gz`` …, ``labelsTr/NAME.nii.gz``.
 
     Channels are files with a number of four digits, or one picture in colour; ``file_ending`` is NIfTI, PNG, TIFF or BMP. The
-    label ``ignore`` becomes unknown. Images of ``imagesTr`` without a label are unlabelled. ``imagesTs`` is the test where
-    ``labelsTs`` has its labels. An explicit list of cases under ``dataset`` is followed, in its order. The patient of a case is
-    found in ``patients.csv`` (columns case, patient) where there is one, else in the name.
+    label ``ignore`` becomes unknown; names that stand for several values are regions that overlap. Images of ``imagesTr``
+    without a label are unlabelled. ``imagesTs`` is the test where ``labelsTs`` has its labels. An explicit list of cases under
+    ``dataset`` is followed, in its order. The patient of a case is found in ``patients.csv`` (columns case, patient) where
+    there is one, else in the name.
 
     Args:
         path: The folder ``DatasetNNN_NAME``, absolute or relative to ``LABELEFF_DATA``.
@@ -52,7 +53,7 @@ class NnUNet(FileSet):
         """Return the cases of training and test.
 
         Raises:
-            DataError: ``dataset.json`` or a file it promises is missing, or its labels are overlapping regions.
+            DataError: ``dataset.json`` or a file it promises is missing.
         """
         folder = data_folder(self.path)
         spec = read_json(folder / "dataset.json", "nnU-Net's description of the data set")
@@ -62,7 +63,7 @@ class NnUNet(FileSet):
                 f"{folder / 'dataset.json'}: file_ending is {ending!r}, which is not read; convert to .nii.gz"
             )
         axes = 2 if picture_files.is_picture(Path(f"x{ending}")) else 3
-        classes, values = classes_of(folder / "dataset.json", spec)
+        classes, values, overlapping = classes_of(folder / "dataset.json", spec)
         names = spec.get("channel_names", spec.get("modality"))
         if not isinstance(names, dict) or not names:
             raise DataError(
@@ -80,7 +81,7 @@ class NnUNet(FileSet):
             raise DataError(f"{folder / 'imagesTr'}: no images NAME_0000{ending}")
         with_spacing, channels = with_headers(cases, axes=axes, where=str(folder))
         slice_axis = self.slice_axis if axes == 3 else 0
-        return Manifest(_name(spec, folder), with_spacing, classes, axes, channels, slice_axis)
+        return Manifest(_name(spec, folder), with_spacing, classes, axes, channels, slice_axis, overlapping=overlapping)
 
     def _files(
         self, folder: Path, spec: Mapping[str, Any], ending: str
@@ -133,37 +134,41 @@ def without_labels(where: str, names: list[str], *, learnt_from: bool) -> list[s
     return [f"{len(names)} images of {where} have no label: left out (the option unlabelled_tests learns from them)"]
 
 
-def classes_of(path: Path, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    """Return the classes of a ``dataset.json`` and which class each stored value is; empty where they are the same.
+def classes_of(path: Path, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...], bool]:
+    """Return the classes of a ``dataset.json``, which class each stored value is, and whether they overlap.
 
-    Both ways of writing are read: names to numbers (version 2), numbers to names (version 1, Decathlon).
+    The second is empty where values are the classes' own numbers. Both ways of writing are read: names to numbers (version 2),
+    numbers to names (version 1, Decathlon). Where a name stands for several values, every name is a region that may overlap
+    others, and a value is the set of those that it belongs to, one bit each.
 
     Raises:
-        DataError: There are no labels, or they overlap.
+        DataError: There are no labels, or they are no whole numbers.
     """
     labels = spec.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise DataError(f'{path}: labels is missing; it says what the values are: {{"background": 0, "organ": 1}}')
-    named: dict[int, str] = {}
+    named: dict[str, list[int]] = {}
     for one, two in labels.items():
         name, value = (two, one) if str(one).isdigit() and isinstance(two, str) else (one, two)
-        if isinstance(value, list):
-            raise DataError(
-                f"{path}: labels.{name} is {value}, a region of several values; overlapping regions are not read: give one "
-                "value per name"
-            )
-        if not str(value).isdigit():
-            raise DataError(f"{path}: labels.{name} is {value!r}; it is a whole number, 0 or more")
-        named[int(value)] = str(name)
-    if 0 not in named:
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(str(v).isdigit() for v in values):
+            raise DataError(f"{path}: labels.{name} is {value!r}; it is a whole number, 0 or more, or a list of them")
+        named[str(name)] = [int(v) for v in values]
+    unknown = named.pop("ignore", [])
+    background = next((name for name, values in named.items() if values == [0]), None)
+    if background is None:
         raise DataError(f"{path}: labels has no value 0, which is the background")
-    unknown = {value for value, name in named.items() if value and name == "ignore"}
-    order = [value for value in sorted(named) if value not in unknown]
-    if len(order) < 2:
+    del named[background]
+    if not named:
         raise DataError(f"{path}: labels names no class beside the background")
-    values = tuple((value, IGNORE if value in unknown else order.index(value)) for value in sorted(named))
-    same = all(value == index for value, index in values)
-    return tuple(named[value] for value in order), () if same else values
+    ignored = tuple((value, IGNORE) for value in unknown)
+    if any(len(values) > 1 for values in named.values()):
+        stored = sorted({value for values in named.values() for value in values})
+        bits = [sum(1 << r for r, values in enumerate(named.values()) if value in values) for value in stored]
+        return (background, *named), ((0, 0), *zip(stored, bits, strict=True), *ignored), True
+    order = sorted(named, key=lambda name: named[name])
+    pairs = ((0, 0), *((named[name][0], index) for index, name in enumerate(order, start=1)), *ignored)
+    return (background, *order), () if all(value == index for value, index in pairs) else pairs, False
 
 
 def _name(spec: Mapping[str, Any], folder: Path) -> str:
@@ -226,7 +231,7 @@ class Decathlon(FileSet):
         folder = data_folder(self.path)
         place = folder / "dataset.json"
         spec = read_json(place, "the Decathlon's description of the data set")
-        classes, values = classes_of(place, spec)
+        classes, values, overlapping = classes_of(place, spec)
         patient = patient_of(folder, self.pattern)
         cases, bare = [], []
         for key in ("training", "test"):
@@ -251,7 +256,9 @@ class Decathlon(FileSet):
         named = spec.get("modality")
         if isinstance(named, dict) and len(named) != channels:
             self.notes.append(f"dataset.json names {len(named)} modalities, the images have {channels} channels")
-        return Manifest(_name(spec, folder), with_spacing, classes, 3, channels, self.slice_axis)
+        return Manifest(
+            _name(spec, folder), with_spacing, classes, 3, channels, self.slice_axis, overlapping=overlapping
+        )
 
 
 def _bare(path: str) -> str:
