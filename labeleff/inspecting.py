@@ -129,7 +129,9 @@ def _tile(case: Case, image: NDArray[Any], label: NDArray[np.uint8] | None, mani
     view = slices_of(grey(image.mean(axis=0)), manifest.slice_axis, place)[0]
     drawn = overlay(view, slices_of(known, manifest.slice_axis, place)[0], exclusive=not manifest.overlapping)
     picture = Image.fromarray(np.round(drawn * 255).astype(np.uint8))
-    picture.thumbnail((TILE, TILE))
+    scale = TILE / max(picture.size)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), how)
     tile = Image.new("RGB", (TILE, TILE + 14), "white")
     tile.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
     mark = {"validation": "v ", "test": "t "}.get(case.role, "")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.batch import IGNORE
-from labeleff.data.lookalikes import ALIKE, COPY, Field, Match, factors_for, matches
+from labeleff.data.lookalikes import ALIKE, COPY, Field, Match, factors_for, matches, too_many
 from labeleff.data.manifest import Manifest
 from labeleff.data.split import Split
 from labeleff.errors import SplitError
@@ -158,6 +158,8 @@ def _nearly_the_same(
     side = {name: "training" if role in _TRAINING else role for name, role in role_of.items()}
     if len(set(side.values())) < 2:
         return [], []
+    if said := too_many(len(side)):
+        return [], [said]
 
     def apart(one: str, two: str) -> bool:
         # patients of two roles, and the same image twice, are said already
@@ -171,8 +173,8 @@ def _nearly_the_same(
         return {"matches": [astuple(match) for match in found], "unsaid": unsaid}
 
     key = [COPY, ALIKE, sorted((name, contents[name], side[name], manifest.case(name).patient) for name in role_of)]
-    said = images.kept(f"lookalikes-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}", looked_for)
-    found, unsaid = [Match(*values) for values in said["matches"]], said["unsaid"]
+    known = images.kept(f"lookalikes-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}", looked_for)
+    found, unsaid = [Match(*values) for values in known["matches"]], known["unsaid"]
     copies = [in_words(match, role_of) for match in found if match.is_copy]
     alike = [in_words(match, role_of) for match in found if not match.is_copy]
     return copies, [*listed(alike, "pairs that look alike"), *([unsaid] if unsaid else [])]

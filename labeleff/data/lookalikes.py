@@ -23,6 +23,8 @@ SIDE: Mapping[int, int] = {2: 48, 3: 24}
 """Length of an axis of reduced images, about, by the number of axes."""
 SMALLEST_CROP = 0.2
 """Share of an image that a crop has at least to be looked for."""
+MOST = 4000
+"""Images from which pairs are too many to be compared."""
 _BLUR = 1.5
 _CANDIDATE = 0.5
 _WORK = 2e10
@@ -91,8 +93,8 @@ def matches(
         apart: Whether a pair of cases is worth knowing about, such as one that two roles share.
     """
     names = [name for name, image in images.items() if float(np.ptp(image)) > 0]
-    if len(names) < 2:
-        return [], ""
+    if len(names) < 2 or len(names) > MOST:
+        return [], too_many(len(names))
     side = (SIDE[len(factors)],) * len(factors)
     grids = np.stack([_structure(_resized(images[name], side)) for name in names])
     framed = _frame(grids) > _FRAME
@@ -116,6 +118,11 @@ def matches(
             found.pop((small, big), None)
             found[big, small] = Match(big, small, score, how)
     return sorted(found.values(), key=lambda match: (-match.score, match.one, match.two)), unsaid
+
+
+def too_many(count: int) -> str:
+    """Return what is said where images are too many to be compared in pairs; nothing where they are not."""
+    return f"copies whose files differ were not looked for: {count} images, more than {MOST}" if count > MOST else ""
 
 
 def _structure(image: Field) -> Field:

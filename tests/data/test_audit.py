@@ -10,6 +10,7 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 from labeleff.cli import app
+from labeleff.data import lookalikes
 from labeleff.data.audit import audit, classes_in, confounded, label_warnings
 from labeleff.data.checkup import check_up, spacing_outliers
 from labeleff.data.formats.compact import Compact
@@ -92,6 +93,13 @@ def test_a_frame_that_all_images_share_is_no_sign_of_copies():
     assert [(m.one, m.two) for m in looked_for(images) if m.is_copy] == [("i3", "copy")]
     few = {name: images[name] for name in ("i0", "i1", "i2")}
     assert not any(match.is_copy for match in looked_for(few))
+
+
+def test_too_many_images_are_not_compared_and_that_is_said(monkeypatch):
+    images = {f"i{n}": reduced(tissue(n // 2, FLAT), (2, 2)) for n in range(4)}
+    monkeypatch.setattr(lookalikes, "MOST", 3)
+    found, unsaid = matches(images, factors=(2, 2), full=images.__getitem__, apart=lambda one, two: True)
+    assert (found, unsaid) == ([], "copies whose files differ were not looked for: 4 images, more than 3")
 
 
 def test_neighbours_look_alike():
