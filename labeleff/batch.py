@@ -113,16 +113,21 @@ class Stream:
 
     Args:
         role: Whose cases: ``labelled`` (in the budget), ``unlabelled`` (the rest of the training list) or ``all``.
-        kind: ``patch`` (random patches or slices), or ``slice``: whole images for 2-D networks, patches for 3-D ones; later
-            kinds: ``window``, ``partitions``.
+        kind: ``patch`` (random patches or slices), ``slice``: whole images for 2-D networks, patches for 3-D ones, or
+            ``partitions``: of volumes that are drawn for the step, one sample from each of some equal parts along the axis of
+            slices, volume after volume, whole slices for 2-D networks, patches for 3-D ones; a later kind: ``window``.
         optional: A stage may go without this stream (it is then absent from the batch).
         partial: Of unlabelled cases: some voxels may be labelled later (by people who were asked), and are learnt from.
+        partitions: Of kind ``partitions``: parts of a volume. A batch is a multiple of them.
+        volumes: Of kind ``partitions``: the fewest volumes that a process must see at a time.
     """
 
     role: Literal["labelled", "unlabelled", "all"]
     kind: Literal["patch", "slice", "window", "partitions"] = "patch"
     optional: bool = False
     partial: bool = False
+    partitions: int = 1
+    volumes: int = 1
 
 
 @dataclass(frozen=True)

@@ -160,14 +160,22 @@ class Prepared:
             )
         return plans
 
-    def _plan(self, stage: Stage, name: str, stream: Stream) -> StreamPlan | None:
+    def _bound_cases(self, stage: Stage, name: str, stream: Stream) -> tuple[str, tuple[str, ...]]:
+        """Return the role of the cases that a stage gives a stream, and these."""
         bound = stage.streams.get(name)
         role = (bound.role if bound is not None else None) or stream.role
         left_out = frozenset(self.held_out(stage))
-        cases = tuple(i for i in self.cases_of(role, bound.domain if bound is not None else None) if i not in left_out)
+        cases = self.cases_of(role, bound.domain if bound is not None else None)
+        return role, tuple(i for i in cases if i not in left_out)
+
+    def _plan(self, stage: Stage, name: str, stream: Stream) -> StreamPlan | None:
+        bound = stage.streams.get(name)
+        role, cases = self._bound_cases(stage, name, stream)
         batch = stage.batch if bound is None or bound.batch is None else bound.batch
         if not cases or not batch:
             return None
+        if stream.kind == "partitions":
+            return self._in_partitions(stage, stream, cases, batch)
         patch = self._whole(cases) if stream.kind == "slice" and self.task.ndim == 2 else None
         if role != "labelled":
             return StreamPlan(cases, batch, known=bound.known if bound is not None else 0.0, patch=patch)
@@ -183,6 +191,47 @@ class Prepared:
             patch=patch,
             known=bound.known if bound is not None else 0.0,
         )
+
+    def _in_partitions(self, stage: Stage, stream: Stream, cases: tuple[str, ...], batch: int) -> StreamPlan:
+        """Return a stream of one sample per part of a volume.
+
+        Raises:
+            RecipeError: There are no volumes, or too few.
+        """
+        name, parts, volumes = stage.strategy.name, stream.partitions, batch // stream.partitions
+        if self.manifest.axes != 3:
+            raise RecipeError(
+                f"{name}: {self.manifest.name} has single images, which have no parts along an axis of slices; "
+                f"give it volumes, or a scheme without partitions"
+            )
+        long = tuple(i for i in cases if self.places(i) >= parts)
+        if len(long) < volumes:
+            raise RecipeError(
+                f"{name}: a batch of {batch} is {parts} partitions of {volumes} volumes, but only {len(long)} of {len(cases)} "
+                f"cases have {parts} places or more along axis {self.through}; lower the batch or the partitions"
+            )
+        patch = self._whole(long) if self.task.ndim == 2 else None
+        return StreamPlan(long, batch, patch=patch, partitions=parts, along=self.through, volumes=stream.volumes)
+
+    @property
+    def through(self) -> int:
+        """The axis of slices, whatever the network sees."""
+        return self.manifest.slice_axis if self.recipe.data.slice_axis is None else self.recipe.data.slice_axis
+
+    def places(self, case: str) -> int:
+        """Return in how many places along the axis of slices a sample of the network can lie."""
+        own = 1 if self.slice_axis is not None else self.recipe.data.patch[self.through]
+        return self.store.shape(case)[self.through] - own + 1
+
+    def too_short(self, stage: Stage) -> dict[int, int]:
+        """Return how many cases have fewer places than a stream of a stage wants parts, by the number of parts."""
+        strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+        counts = {}
+        for name, stream in strategy.streams().items():
+            if stream.kind == "partitions" and self.manifest.axes == 3:
+                _, cases = self._bound_cases(stage, name, stream)
+                counts[stream.partitions] = sum(self.places(i) < stream.partitions for i in cases)
+        return {parts: count for parts, count in counts.items() if count}
 
     def _whole(self, cases: Iterable[str]) -> tuple[int, ...]:
         """Return the size in which every one of some images (or slices) lies whole, of lengths that the network takes."""
@@ -620,6 +669,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             *([prepared.prior_mark] if prepared.prior_mark else []),
             *_rater_notes(prepared),
             *_query_notes(prepared.recipe),
+            *_partition_notes(prepared),
             *prepared.audit.warnings,
         ],
     }
@@ -634,6 +684,13 @@ def _query_notes(recipe: Recipe) -> Iterator[str]:
             yield f"stages.{index}: {stage.annotator.name} chose what to ask by the hidden labels: a bound, not a result"
         if stage.answers == "oracle":
             yield f"stages.{index}: questions were answered from hidden labels of training cases: a simulation of people"
+
+
+def _partition_notes(prepared: Prepared) -> Iterator[str]:
+    """Yield which cases a stage cannot cut into parts."""
+    for index, stage in enumerate(prepared.recipe.stages):
+        for parts, count in prepared.too_short(stage).items():
+            yield f"stages.{index}: {count} cases have fewer than {parts} places along axis {prepared.through} and are left out"
 
 
 def _rater_notes(prepared: Prepared) -> Iterator[str]:

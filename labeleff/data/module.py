@@ -75,6 +75,13 @@ class StepData(Dataset[dict[str, Batch]]):
                     f"stages.{stage}: the batch of {plan.batch} in stream {name!r} cannot be shared out evenly over "
                     f"{world} processes × {accumulate} micro-batches; make it a multiple of {accumulate * world}"
                 )
+            share = plan.batch // (accumulate * world)
+            if plan.partitions and (share % plan.partitions or share < plan.partitions * plan.volumes):
+                raise RecipeError(
+                    f"stages.{stage}: a process sees {share} samples of stream {name!r} at a time, but needs {plan.partitions} "
+                    f"of each of at least {plan.volumes} volumes; make the batch a multiple of "
+                    f"{accumulate * world * plan.partitions}, at least {accumulate * world * plan.partitions * plan.volumes}"
+                )
         self.store, self.annotations, self.plans = store, annotations, dict(plans)
         self.first_step, self.last_step, self.accumulate = first_step, last_step, accumulate
         self.revision, self.patch, self.slice_axis, self.augment = revision, tuple(patch), slice_axis, augment

@@ -26,6 +26,10 @@ class StreamPlan:
         known: Share of samples drawn from cases of which something is known, and centred on a labelled voxel.
         patch: Size of a sample, voxels; None: the patch of the run.
         slices: Where volumes are seen slice by slice, the slices of every case that are labelled; None: all.
+        partitions: One sample from each of so many parts of every volume that is drawn, volume after volume; 0: samples are
+            drawn one by one.
+        along: The axis of these parts.
+        volumes: The fewest volumes that a process must see at a time.
     """
 
     cases: tuple[str, ...]
@@ -34,6 +38,9 @@ class StreamPlan:
     known: float = 0.0
     patch: tuple[int, ...] | None = None
     slices: tuple[tuple[int, ...], ...] | None = None
+    partitions: int = 0
+    along: int = 0
+    volumes: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,27 @@ def _permutation(seed: int, stage: int, stream: str, epoch: int, length: int) ->
     return np.random.Generator(np.random.Philox(derive_seed(seed, "epoch", stage, stream, epoch))).permutation(length)
 
 
+@lru_cache(maxsize=16)
+def _drawn(seed: int, stage: int, stream: str, step: int, length: int, count: int) -> NDArray[np.int64]:
+    """Return which cases a step draws, all of them different."""
+    generator = np.random.Generator(np.random.Philox(derive_seed(seed, "volumes", stage, stream, step)))
+    return generator.choice(length, count, replace=False)
+
+
+def part_of(places: int, parts: int, part: int) -> tuple[int, int]:
+    """Return the first place of a part, and the first after it: those z with ``floor(parts (z + 1/2) / places) == part``.
+
+    No place is left out, and where there are as many places as parts or more no part is empty.
+    """
+    start, stop = (-((parts - 2 * places * p) // (2 * parts)) for p in (part, part + 1))
+    return start, stop
+
+
 class Sampler:
     """Spots of a stream: every item once per epoch, in an order that is drawn anew for each epoch.
 
-    An item is a case, or a slice of a case where the network sees volumes slice by slice.
+    An item is a case, or a slice of a case where the network sees volumes slice by slice. With partitions each step draws
+    its volumes, and of every part one place: the parts are equal shares of the places where a sample can lie in the volume.
 
     Args:
         plan: The stream.
@@ -106,6 +130,8 @@ class Sampler:
             foreground: Labelled foreground voxels of a case, by class.
             labelled: Labelled voxels of a case.
         """
+        if self.plan.partitions:
+            return self._in_part(key)
         items = int(self._ends[-1])
         position = key.step * self.plan.batch + key.sample
         order = _permutation(key.seed, key.stage, key.stream, position // items, items)
@@ -124,6 +150,18 @@ class Sampler:
             shape = self.shapes[self.plan.cases.index(case)]
             return self._centred(case, shape, origin, labelled(case), generator)
         return Spot(case, tuple(origin), self.size)
+
+    def _in_part(self, key: Key) -> Spot:
+        """Return a spot in one part of one of the step's volumes."""
+        parts, axis = self.plan.partitions, self.plan.along
+        count = self.plan.batch // parts
+        drawn = _drawn(key.seed, key.stage, key.stream, key.step, len(self.plan.cases), count)
+        number = int(drawn[key.sample // parts])
+        shape, generator = self.shapes[number], key.generator("origin")
+        origin = [_uniform(generator, n, size) for n, size in zip(shape, self.size, strict=True)]
+        start, stop = part_of(shape[axis] - self.size[axis] + 1, parts, key.sample % parts)
+        origin[axis] = start + int(generator.integers(stop - start))
+        return Spot(self.plan.cases[number], tuple(origin), self.size)
 
     def _centred(
         self,

@@ -9,7 +9,7 @@ from labeleff.data import augment
 from labeleff.data.annotations import AnnotationStore
 from labeleff.data.augment import Augment
 from labeleff.data.module import StepData, make_loader
-from labeleff.data.sampling import Key, Sampler, StreamPlan
+from labeleff.data.sampling import Key, Sampler, StreamPlan, part_of
 from labeleff.errors import RecipeError
 from labeleff.testing import toy_geometry
 
@@ -66,6 +66,52 @@ def test_a_spot_depends_on_nothing_but_its_key():
     assert forward == backward[::-1]
 
 
+def test_parts_are_equal_shares_of_all_places():
+    for places in range(1, 30):
+        for parts in range(1, 8):
+            expected = [[z for z in range(places) if int(parts * (z + 0.5) / places) == p] for p in range(parts)]
+            found = [list(range(*part_of(places, parts, p))) for p in range(parts)]
+            assert found == expected
+            assert places < parts or all(found)
+    assert [part_of(12, 4, p) for p in range(4)] == [(0, 3), (3, 6), (6, 9), (9, 12)]
+
+
+def test_a_step_has_one_slice_of_every_part_of_different_volumes():
+    depths = [4, 5, 7, 10, 13]
+    plan = StreamPlan(tuple("abcde"), batch=12, partitions=4, along=0, volumes=2)
+    sampler = Sampler(plan, [(n, 9, 8) for n in depths], (8, 8), 0)
+    seen = {name: set() for name in "abcde"}
+    triples = set()
+    for step in range(300):
+        rows = [sampler.spot(key(step, i, "images"), lambda case: ()) for i in range(12)]
+        volumes = [rows[i].case for i in range(0, 12, 4)]
+        assert len(set(volumes)) == 3
+        triples.add(tuple(volumes))
+        for i, spot in enumerate(rows):
+            assert spot.case == volumes[i // 4]
+            depth = depths["abcde".index(spot.case)]
+            assert int(4 * (spot.origin[0] + 0.5) / depth) == i % 4
+            assert spot.size == (1, 8, 8)
+            assert spot.origin[1] in (0, 1)
+            assert spot.origin[2] == 0
+            seen[spot.case].add(spot.origin[0])
+    assert [len(seen[name]) for name in "abcde"] == depths  # no slice is left out
+    assert len(triples) > 50  # of 60: any three, in any order
+    again = Sampler(plan, [(n, 9, 8) for n in depths], (8, 8), 0)
+    assert [again.spot(key(299, i, "images"), lambda case: ()) for i in range(12)] == rows
+
+
+def test_parts_for_volumes_are_shares_of_the_places_of_patches():
+    plan = StreamPlan(("a", "b"), batch=6, partitions=3, along=2)
+    sampler = Sampler(plan, [(9, 9, 14), (9, 9, 11)], (8, 8, 8), None)
+    for step in range(40):
+        for i in range(6):
+            spot = sampler.spot(key(step, i, "images"), lambda case: ())
+            places = {"a": 7, "b": 4}[spot.case]
+            assert int(3 * (spot.origin[2] + 0.5) / places) == i % 3
+            assert spot.size == (8, 8, 8)
+
+
 @pytest.fixture
 def stores(tmp_path):
     generator = np.random.default_rng(2)
@@ -91,6 +137,22 @@ def data(stores, **options):
 
 def flat(batches):
     return [t for batch in batches for share in batch.values() for t in (*share[:4], *share.geometry)]
+
+
+def test_a_process_sees_whole_volumes_of_parts(stores):
+    plan = StreamPlan(("a", "b", "c", "d"), 8, partitions=2, along=2, volumes=2)
+    options = {"first_step": 0, "last_step": 2, "patch": (24, 12), "slice_axis": 2, "augment": Augment()}
+    whole = StepData(*stores, {"images": plan}, **options, seed=1, stage=0)[1]["images"].geometry
+    assert whole.case.view(4, 2).unique(dim=1).shape == (4, 1)
+    assert (whole.origin[:, 2] // 2).tolist() == [0, 1] * 4
+    halves = [
+        StepData(*stores, {"images": plan}, **options, seed=1, stage=0, rank=r, world=2)[1]["images"] for r in (0, 1)
+    ]
+    assert torch.equal(torch.cat([half.geometry.origin for half in halves]), whole.origin)
+    with pytest.raises(
+        RecipeError, match="sees 2 samples of stream 'images' at a time, but needs 2 of each of at least 2"
+    ):
+        StepData(*stores, {"images": plan}, **options, seed=1, stage=0, accumulate=4)
 
 
 def test_batches_hold_what_is_in_the_stores(stores):
