@@ -20,8 +20,9 @@ from labeleff.backbones.outputs import nearest_size, tensors_of
 from labeleff.batch import Task
 from labeleff.errors import ShapeError, did_you_mean
 
-USUAL_PATCH = 64
-"""Side of the image of a dry run, voxels, where none is given: five halvings leave two voxels."""
+SMALL_PATCH, USUAL_PATCH = 32, 64
+"""Sides of the image of a dry run, voxels, where none is given: four halvings leave two voxels, or five. The smaller one is an
+eighth of the cost in 3-D, and enough for a network that makes no map of one voxel of it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def find_taps(
     Args:
         network: Any backbone; left as it was.
         task: What it is given.
-        patch: Size of the image of the dry run, voxels: large enough to leave the bottleneck two voxels per axis. None: 64.
+        patch: Size of the image of the dry run, voxels: large enough to leave the bottleneck two voxels per axis. None: 32 or 64.
         bottleneck: Name of the module that returns the bottleneck.
         encoder: Names of the modules of the finer levels of the encoder, finest first.
         decoder: Names of the modules of the levels of the decoder, coarsest first.
@@ -110,11 +111,7 @@ def find_taps(
         ShapeError: There is no bottleneck, features are tokens, a named module is not there or returns no [B, C, *S], or the
             patch cannot be taken.
     """
-    size = tuple(patch) if patch is not None else nearest_size(network, task, (USUAL_PATCH,) * task.ndim)
-    run = dry_run(network, task, size)
-    maps = [output for output in run.outputs if _is_map(output.tensor, task.ndim)]
-    if any(isinstance(module, nn.LayerNorm) for module in network.modules()):
-        maps = _channels_second(maps, network, task, size)
+    size, run, maps = _looked_at(network, task, patch)
     off = {
         name for name, module in network.named_modules() if isinstance(module, _DropoutNd)
     }  # they hand on, perhaps a copy
@@ -145,6 +142,21 @@ def find_taps(
         return Tap(output.module, output.call, output.item, output.tensor.shape[1], shape, stride, behind)
 
     return Taps((*map(tap, encoding), tap(deepest)), tuple(map(tap, decoding)))
+
+
+def _looked_at(
+    network: nn.Module, task: Task, patch: Sequence[int] | None
+) -> tuple[tuple[int, ...], DryRun, list[Output]]:
+    """Return the size of the image of a dry run, the run, and its feature maps."""
+    for side in (SMALL_PATCH, USUAL_PATCH):
+        size = tuple(patch) if patch is not None else nearest_size(network, task, (side,) * task.ndim)
+        run = dry_run(network, task, size)
+        maps = [output for output in run.outputs if _is_map(output.tensor, task.ndim)]
+        if any(isinstance(module, nn.LayerNorm) for module in network.modules()):
+            maps = _channels_second(maps, network, task, size)
+        if patch is not None or all(_voxels(output) > 1 for output in maps):
+            break  # none of them can be a bottleneck that a larger image would show
+    return size, run, maps
 
 
 def _is_map(tensor: Tensor, ndim: int) -> bool:

@@ -334,8 +334,13 @@ def test_a_patch_that_does_not_fit_is_refused():
 
 
 def test_the_usual_patch_is_one_that_fits():
-    taps = find_taps(Net(), TOY)
-    assert taps.encoder[0].shape == (64, 64)
+    assert find_taps(Net(), TOY).encoder[0].shape == (32, 32)
+    assert find_taps(Net(Gate()), TOY).encoder[0].shape == (64, 64)  # maps of one voxel: gates, or a deeper network
+
+
+def test_a_network_too_deep_for_the_small_image_is_shown_a_larger_one():
+    network = registry.get("backbone", "dynunet")(TOY, filters=(4,) * 6, norm="batch")
+    assert find_taps(network, TOY).bottleneck.stride == (32, 32)
 
 
 def test_hooks_go_when_something_fails():
