@@ -158,16 +158,18 @@ def with_regions(batch: Batch, count: int) -> Batch:
 def images_counted(kind: type[nn.Module]) -> Iterator[dict[str, int]]:
     """Count the images that networks of one class see: what a method costs, whatever the machine.
 
+    Those of passes that end at the encoder count too.
+
     Yields:
         Images of forward passes ``with_gradient`` and ``without``.
     """
     counts = {"with_gradient": 0, "without": 0}
 
-    def seen(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    def seen(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if type(module) is kind and arguments and isinstance(arguments[0], Tensor):
             counts["with_gradient" if torch.is_grad_enabled() else "without"] += len(arguments[0])
 
-    handle = nn.modules.module.register_module_forward_hook(seen)
+    handle = nn.modules.module.register_module_forward_pre_hook(seen)
     try:
         yield counts
     finally:
