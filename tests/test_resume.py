@@ -194,11 +194,15 @@ def test_another_number_of_workers_changes_nothing(workers, tmp_path, cache):
     assert one == two
 
 
+OPTIONS = {"glcl_global": {"scheme": "gr"}}  # the others are for volumes
+
+
 @pytest.mark.parametrize("name", registry.names("strategy"))
 def test_abandoned_at_a_step_drawn_from_its_name(name, tmp_path, cache, monkeypatch):
     """Every strategy: given up in process at some step, reloaded from disk."""
     data = tiny()["data"] | {"prior": {"name": "source_mean"}}
-    recipe = load_recipe(tiny(data=data, stages=[{"strategy": name, "steps": 9, "batch": 4, "augment": AUGMENT}]))
+    strategy = {"name": name, **OPTIONS.get(name, {})}
+    recipe = load_recipe(tiny(data=data, stages=[{"strategy": strategy, "steps": 9, "batch": 4, "augment": AUGMENT}]))
     run(recipe, tmp_path / "whole", cache=cache)
     stop = 1 + derive_seed(name) % 8
 

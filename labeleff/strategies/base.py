@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -103,6 +103,13 @@ def peer_of(network: nn.Module) -> nn.Module:
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
     return peer
+
+
+def train_only(network: nn.Module, names: Collection[str]) -> None:
+    """Freeze all parameters of a network but some. The run gives them their gradients back when the stage ends."""
+    wanted = frozenset(names)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name in wanted)
 
 
 def set_mode(network: nn.Module, *, training: bool) -> None:
