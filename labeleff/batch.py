@@ -113,11 +113,12 @@ class Stream:
 
     Args:
         role: Whose cases: ``labelled`` (in the budget), ``unlabelled`` (the rest of the training list) or ``all``.
-        kind: ``patch`` (random patches or slices), ``slice``: whole images for 2-D networks, patches for 3-D ones, or
-            ``partitions``: of volumes that are drawn for the step, one sample from each of some equal parts along the axis of
-            slices, volume after volume, whole slices for 2-D networks, patches for 3-D ones; a later kind: ``window``.
+        kind: ``patch`` (random patches or slices), ``slice``: whole images for 2-D networks, patches for 3-D ones, ``window``:
+            patches of a ``size`` of their own, or ``partitions``: of volumes that are drawn for the step, one sample from each
+            of some equal parts along the axis of slices, volume after volume, whole slices for 2-D networks, patches for 3-D ones.
         optional: A stage may go without this stream (it is then absent from the batch).
         partial: Of unlabelled cases: some voxels may be labelled later (by people who were asked), and are learnt from.
+        size: Of windows, voxels, one per axis of the network; None: the patch of the run.
         partitions: Of kind ``partitions``: parts of a volume. A batch is a multiple of them.
         volumes: Of kind ``partitions``: the fewest volumes that a process must see at a time.
     """
@@ -126,6 +127,7 @@ class Stream:
     kind: Literal["patch", "slice", "window", "partitions"] = "patch"
     optional: bool = False
     partial: bool = False
+    size: tuple[int, ...] | None = None
     partitions: int = 1
     volumes: int = 1
 

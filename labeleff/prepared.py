@@ -176,7 +176,7 @@ class Prepared:
             return None
         if stream.kind == "partitions":
             return self._in_partitions(stage, stream, cases, batch)
-        patch = self._whole(cases) if stream.kind == "slice" and self.task.ndim == 2 else None
+        patch = self._whole(cases) if stream.kind == "slice" and self.task.ndim == 2 else stream.size
         if role != "labelled":
             return StreamPlan(cases, batch, known=bound.known if bound is not None else 0.0, patch=patch)
         count, axis = self.recipe.data.slices, self.slice_axis
