@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labeleff.backbones.taps import encode, quick_taps
+from labeleff.backbones.taps import encode, find_taps
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import ShapeError
 from labeleff.registry import register
@@ -57,9 +57,9 @@ class MaskedAutoencoder(Strategy):
             ShapeError: There is no decoder that could be found.
         """
         if self.layer:
-            self.tap = quick_taps(backbone, task, bottleneck=self.layer, encoder=(), decoder=()).bottleneck
+            self.tap = find_taps(backbone, task, bottleneck=self.layer, encoder=(), decoder=()).bottleneck
         else:
-            found = quick_taps(backbone, task).decoder
+            found = find_taps(backbone, task).decoder
             if not found:
                 raise ShapeError("masked_autoencoder: this backbone has no decoder that a dry run finds; name a layer")
             self.tap = found[-1]

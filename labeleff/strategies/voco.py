@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labeleff.backbones.outputs import nearest_size
-from labeleff.backbones.taps import Tap, encode, quick_taps
+from labeleff.backbones.taps import Tap, encode, find_taps
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import RecipeError, ShapeError
 from labeleff.functional.collapse import LOOK_EVERY, follow_
@@ -209,8 +209,8 @@ class Voco(Strategy):
         """Return where crops are embedded."""
         if self.layers:
             *finer, deepest = self.layers
-            return quick_taps(backbone, task, bottleneck=deepest, encoder=finer, decoder=()).encoder
-        taps = quick_taps(backbone, task)
+            return find_taps(backbone, task, bottleneck=deepest, encoder=finer, decoder=()).encoder
+        taps = find_taps(backbone, task)
         return taps.encoder if self.levels == "all" else (taps.bottleneck,)
 
     def _embed(self, network: nn.Module, crops: Tensor) -> Tensor:
