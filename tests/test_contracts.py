@@ -5,7 +5,18 @@ import pytest
 from labeleff import registry
 from labeleff.batch import Task
 from labeleff.errors import RecipeError
-from labeleff.testing import Subject, ToyNet, check_annotator, check_options_matter, checks
+from labeleff.testing import (
+    Subject,
+    ToyNet,
+    check_annotator,
+    check_ignore,
+    check_options_matter,
+    check_same_seed,
+    check_soft_labels,
+    check_streams,
+    check_submodules_matter,
+    checks,
+)
 
 BACKBONES = {
     "unet": {"channels": (4, 8, 8), "norm": "batch", "dropout": 0.2},
@@ -13,6 +24,13 @@ BACKBONES = {
     "dynunet": {"filters": (4, 8, 8), "norm": "batch"},
 }
 TASKS = {"2d": Task(("background", "one", "two"), 2), "3d": Task(("background", "one"), 3)}
+SIZES = {"2d": (16, 24), "3d": (8, 16, 16)}
+
+# what these ask of a strategy is the same on any network, and the toy network has both dropout and statistics; that two runs
+# are one is asked by check_resume, too
+OF_STRATEGIES = (
+    check_submodules_matter, check_options_matter, check_same_seed, check_streams, check_ignore, check_soft_labels,
+)  # fmt: skip
 
 # in three steps from scratch no teacher is sure by the paper's threshold, so that nothing of the consistency would matter;
 # two predictions under dropout are drawn as ten are
@@ -41,7 +59,8 @@ def toy(strategy, options, task):
     """Return a strategy on the smallest network that it can work on."""
     backbone = build("unet" if strategy in LEVELS else "toy")
     factory = registry.get("strategy", strategy)
-    return Subject(factory, options, task=task, backbone=backbone, batch=LEVELS.get(strategy, 4))
+    size = None if strategy in LEVELS else SIZES[f"{task.ndim}d"]
+    return Subject(factory, options, task=task, backbone=backbone, batch=LEVELS.get(strategy, 4), size=size)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -67,11 +86,9 @@ def test_overlapping_regions(check, strategy):
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("strategy", registry.names("strategy"))
 def test_backbones(strategy, backbone, task):
-    options = OPTIONS.get(strategy, {})
-    batch = LEVELS.get(strategy, 4) // 2
-    subject = Subject(
-        registry.get("strategy", strategy), options, task=TASKS[task], backbone=build(backbone), batch=batch
-    )
+    options, batch = OPTIONS.get(strategy, {}), LEVELS.get(strategy, 4) // 2
+    kind, size = registry.get("strategy", strategy), None if strategy in LEVELS else SIZES[task]
+    subject = Subject(kind, options, task=TASKS[task], backbone=build(backbone), batch=batch, size=size)
     if strategy in LEVELS and (backbone == "unet" or (backbone == "segresnet" and task == "3d")):
         return  # the first is the toy network of these; finding the levels of the other takes seconds
     if strategy == "adabn" and backbone == "segresnet":
@@ -79,8 +96,7 @@ def test_backbones(strategy, backbone, task):
             subject.make()
         return
     for check in checks():
-        # whether an option matters depends on what the network has (dropout, statistics): the toy network has both
-        if check is not check_options_matter:
+        if check not in OF_STRATEGIES:
             check(subject)
 
 
