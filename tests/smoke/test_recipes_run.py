@@ -7,6 +7,10 @@ from labeleff.recipe_io import load_recipe, recipe_folder, recipe_names
 from labeleff.runner import run
 
 FOR_A_GPU = "paper/"
+ON_THE_TEST_LIST = (
+    "supervised",
+    "nuclei/sfda",
+)  # of every data set one recipe; of the others two patients for development
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -19,6 +23,8 @@ def test_recipe_runs(name, tmp_path, cache):
         return
     if recipe.data.dataset.name in ("phantom", "phantom_sites"):
         overrides += ["data.dataset.patients=20", "data.dataset.test=2"]
+    elif not name.endswith(ON_THE_TEST_LIST):
+        overrides += ["data.evaluate_on=development", "data.development=2"]
     small = load_recipe(name, [*overrides, "data.unlabelled=3"])
     try:
         run(small, tmp_path, cache=cache)
