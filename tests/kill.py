@@ -1,9 +1,11 @@
-"""Runs a recipe, killed by ``kill -9`` at chosen points, until it is done.
+"""Runs recipes, killed by ``kill -9`` at chosen points, until they are done.
 
-``python kill.py RECIPE.json FOLDER CACHE POINT[:N]…`` loads everything once and forks a process per attempt. A point is
-``step`` (after the N-th optimiser step of the process), ``write`` (half-way through the N-th atomic write),
-``rename`` (before the N-th rename), ``edge`` (after the N-th checkpoint), ``revise`` (inside the N-th revision), ``ask``
-(before the N-th question or answer is published), or ``charge`` (before the N-th entry into the ledger).
+``python kill.py`` loads everything once and forks a process per attempt. Each line that it reads is a run, as JSON:
+``[recipe, folder, cache, ["POINT:N", …]]``; its answer is a line, too: how many attempts were killed, or what went wrong.
+What the runs print goes to the standard error. A point is ``step`` (after the N-th optimiser step of the process), ``write``
+(half-way through the N-th atomic write), ``rename`` (before the N-th rename), ``edge`` (after the N-th checkpoint),
+``revise`` (inside the N-th revision), ``ask`` (before the N-th question or answer is published), or ``charge`` (before the
+N-th entry into the ledger).
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -100,10 +103,9 @@ def arm(point: str, number: int) -> None:
         raise ValueError(point)
 
 
-def main() -> None:
-    recipe, folder, cache, *points = sys.argv[1:]
-    torch.set_num_threads(1)
-    loaded = load_recipe(json.loads(Path(recipe).read_text()))
+def attempts(recipe: dict, folder: str, cache: str, points: list[str]) -> int | str:
+    """Run until nothing kills it any more; return how many attempts were killed, or which one failed."""
+    loaded = load_recipe(recipe)
     killed = 0
     for point in [*points, ""]:
         child = os.fork()
@@ -111,14 +113,26 @@ def main() -> None:
             if point:
                 name, _, number = point.partition(":")
                 arm(name, int(number or 1))
-            runner.run(loaded, Path(folder), cache=Path(cache))
+            try:
+                runner.run(loaded, Path(folder), cache=Path(cache))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             killed += os.WTERMSIG(status) == signal.SIGKILL
         elif os.WEXITSTATUS(status):
-            sys.exit(f"attempt {point!r} failed with {os.WEXITSTATUS(status)}")
-    print(f"killed {killed} times")
+            return f"attempt {point!r} failed with {os.WEXITSTATUS(status)}"
+    return killed
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(attempts(*json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -143,27 +143,33 @@ def outcome(folder: Path) -> dict[str, str]:
     return found
 
 
-def killed_run(recipe: dict, folder: Path, cache: Path, points: list[str], tmp_path: Path) -> int:
-    """Run a recipe in processes that are killed; return how many were."""
-    description = tmp_path / "recipe.json"
-    description.write_text(json.dumps(recipe))
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("kill.py")),
-        str(description),
-        str(folder),
-        str(cache),
-        *points,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    return int(done.stdout.rsplit("killed ", 1)[1].split()[0])
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory, cache):
+    """Runs a recipe in processes that are killed, and returns how many were; one server has imported everything for all."""
+    said = tmp_path_factory.mktemp("killed") / "said"
+    command = [sys.executable, str(Path(__file__).with_name("kill.py"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (
+        said.open("wb") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as server,
+    ):
+
+        def ask(recipe: dict, folder: Path, points: list[str]) -> int:
+            server.stdin.write(json.dumps([recipe, str(folder), str(cache), points]) + "\n")
+            server.stdin.flush()
+            answer = server.stdout.readline()
+            assert answer.strip().isdigit(), answer + said.read_text()[-2000:]
+            return int(answer)
+
+        yield ask
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_killed_and_resumed(name, tmp_path, cache):
+def test_killed_and_resumed(name, tmp_path, cache, killed_run):
     run(load_recipe(RECIPES[name]), tmp_path / "whole", cache=cache)
-    killed = killed_run(RECIPES[name], tmp_path / "killed", cache, POINTS[name], tmp_path)
+    killed = killed_run(RECIPES[name], tmp_path / "killed", POINTS[name])
     assert killed == len(POINTS[name])
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
@@ -175,13 +181,13 @@ def longer(recipe: dict, factor: int) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_killed_twenty_times(name, tmp_path, cache):
+def test_killed_twenty_times(name, tmp_path, cache, killed_run):
     recipe = longer(RECIPES[name], 8)
     run(load_recipe(recipe), tmp_path / "whole", cache=cache)
     generator = random.Random(name)
     kinds = ["step", "write", "rename", "edge"] + (["revise"] if name in ("pseudo_labels", "label_correction") else [])
     points = [f"{generator.choice(kinds)}:{generator.randint(1, 4)}" for _ in range(20)]
-    assert killed_run(recipe, tmp_path / "killed", cache, points, tmp_path) == 20
+    assert killed_run(recipe, tmp_path / "killed", points) == 20
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
