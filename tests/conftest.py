@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from labeleff import registry
+
 torch.set_num_threads(1)
 
 
@@ -24,6 +26,13 @@ def real_data() -> Path:
 def cache(tmp_path_factory) -> Path:
     """A folder of prepared images for the whole session of this worker."""
     return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    known = {kind: {name: registry.get(kind, name) for name in registry.names(kind)} for kind in registry.PACKAGES}
+    monkeypatch.setattr(registry, "_registered", known)
 
 
 def tiny(**changes):

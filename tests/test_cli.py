@@ -77,7 +77,7 @@ def test_one_line_and_exit_code_2(recipe):
     assert type(debugged.exception).__name__ == "RecipeError"
 
 
-def test_plugin_from_the_command_line_only(tmp_path, recipe):
+def test_plugin_from_the_command_line_only(tmp_path, recipe, own_registry):
     plugin = tmp_path / "mine.py"
     plugin.write_text(
         "from labeleff import register\n"
@@ -86,15 +86,14 @@ def test_plugin_from_the_command_line_only(tmp_path, recipe):
         "class Mine(Supervised):\n"
         "    '''Mine.'''\n"
     )
-    code = "from labeleff.cli import main; main()"
-    command = [sys.executable, "-c", code, "show", str(recipe), "stages.0.strategy=mine"]
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
+    show = ("show", recipe, "stages.0.strategy=mine")
+    refused = invoke(*show)
+    assert refused.exit_code == 2
     assert "unknown strategy 'mine'" in refused.stderr
-    taken = subprocess.run([*command, "--plugin", str(plugin)], capture_output=True, text=True)
-    assert taken.returncode == 0, taken.stderr
-    missing = subprocess.run([*command, "--plugin", str(tmp_path / "none.py")], capture_output=True, text=True)
-    assert missing.returncode == 2
+    taken = invoke(*show, "--plugin", plugin)
+    assert taken.exit_code == 0, taken.stderr
+    assert "mine" in taken.output
+    assert invoke(*show, "--plugin", tmp_path / "none.py").exit_code == 2
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "strategies"]])

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from labeleff import registry
 from labeleff.data.formats.phantom import Phantom
 from labeleff.errors import RecipeError, RunError, StoreError
+from labeleff.plugins import load_plugins
 from labeleff.predict import predict
-from labeleff.prepared import prepare
+from labeleff.prepared import Prepared, prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 
@@ -324,85 +325,94 @@ def test_any_module_can_be_a_backbone(tmp_path, cache):
 # -- several processes --------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, cache):
-    """Instance norm, no dropout, a loss per sample, no unknown voxels: the promise of data-parallel training."""
+@pytest.fixture(scope="module")
+def side_by_side(tmp_path_factory, cache):
+    """One recipe by this process, by two, and by this one in two micro-batches.
+
+    Instance norm, no dropout, a loss per sample, no unknown voxels: the promise of data-parallel training. The first stage is
+    watched by an annotator that reads curves and changes nothing; the second starts afresh, and the third changes labels.
+    """
+    folder = tmp_path_factory.mktemp("processes")
     stage = {
         "strategy": {"name": "supervised", "dice": "linear"},
-        "steps": 5,
         "batch": 4,
         "optimiser": {"name": "sgd", "lr": 0.1},
     }
-    pseudo = stage | {
+    curves = {"name": "label_correction", "windows": 4, "start": "none", "points": 2, "threshold": 1.0}
+    pseudo = {
         "annotator": "pseudo_labels",
         "revise_every": 3,
         "streams": {"labelled": {"role": "all"}},
         "revise_at_start": True,
     }
-    values = tiny(stages=[stage, pseudo], backbone={"name": "unet", "channels": [4, 8, 16]})
+    stages = [
+        stage | {"steps": 8, "annotator": curves, "revise_every": 4},
+        stage | {"steps": 5, "start": "fresh"},
+        stage | {"steps": 5} | pseudo,
+    ]
+    values = tiny(stages=stages, backbone={"name": "unet", "channels": [4, 8, 16]})
     values["trainer"] |= {"accelerator": "cpu"}
-    recipe = tmp_path / "ddp.yaml"
+    recipe = folder / "ddp.yaml"
     recipe.write_text(json.dumps(values))
-    command_line(recipe, tmp_path / "one", cache)
-    command_line(recipe, tmp_path / "two", cache, "trainer.devices=2")
-    command_line(recipe, tmp_path / "split", cache, "trainer.accumulate=2")
-    one, two, split = (load_file(tmp_path / n / "predictor.safetensors") for n in ("one", "two", "split"))
+    run(load_recipe(recipe), folder / "one", cache=cache)
+    run(load_recipe(recipe, ["trainer.accumulate=2"]), folder / "split", cache=cache)
+    command_line(recipe, folder / "two", cache, "trainer.devices=2")
+    return folder
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(side_by_side):
+    one, two, split = (load_file(side_by_side / n / "predictor.safetensors") for n in ("one", "two", "split"))
     for key in one:
         assert torch.allclose(one[key], two[key], atol=2e-5), key
         assert torch.allclose(one[key], split[key], atol=2e-5), key
-    revisions = [sorted(p.name for p in (tmp_path / n / "annotations" / "revisions").iterdir()) for n in ("one", "two")]
-    assert revisions[0] == revisions[1] == ["000000.json", "000001.json", "000002.json"]
+    revisions = [
+        sorted(p.name for p in (side_by_side / n / "annotations" / "revisions").iterdir()) for n in ("one", "two")
+    ]
+    assert revisions[0] == revisions[1] == ["000000.json", "000001.json", "000002.json", "000003.json"]
+
+
+def test_curves_are_those_of_all_processes(side_by_side):
+    """Two processes and one with the same global batch judge the same curves, a checkpoint in between or not."""
+    said = []
+    for name in ("one", "two"):
+        lines = [json.loads(line) for line in (side_by_side / name / "metrics.jsonl").read_text().splitlines()]
+        seen = [line["annotator"] for line in lines if "annotator" in line and line["stage"] == 0]
+        first, last = seen  # the revision, the end of the stage
+        said.append([first[f"iou/{c}"] + last[f"iou/{c}"] for c in (1, 2, 3)])
+    np.testing.assert_allclose(*(np.array(s, float) for s in said), atol=2e-3)
+    assert np.array(said[0]).shape == (3, 2 + 4)
+    assert np.nanmax(np.array(said[0], float)) > 0
 
 
 WITNESS = pathlib.Path(__file__).parent / "witness.py"
 
 
-@pytest.mark.parametrize("trainer", [{"workers": 2}, {"devices": 2, "workers": 1}], ids=["workers", "processes"])
-def test_nobody_sees_labels_of_an_earlier_revision(tmp_path, cache, trainer):
-    stage = {"strategy": "watching", "annotator": "rewriting", "steps": 10, "batch": 4, "revise_every": 3}
-    values = tiny(stages=[stage], backbone={"name": "unet", "channels": [4, 8, 16]})
+WATCHED = {"strategy": "watching", "annotator": "rewriting", "steps": 10, "batch": 4, "revise_every": 3}
+
+
+def watched(**trainer):
+    values = tiny(stages=[WATCHED], backbone={"name": "unet", "channels": [4, 8, 16]})
     values["trainer"] |= {"accelerator": "cpu", **trainer}
+    return values
+
+
+def test_nobody_sees_labels_of_an_earlier_revision(tmp_path, cache, own_registry):
+    load_plugins([WITNESS])
+    run(load_recipe(watched(workers=2)), tmp_path, cache=cache)
+    assert len(list((tmp_path / "annotations" / "revisions").iterdir())) == 4
+
+
+def test_no_process_sees_labels_of_an_earlier_revision(tmp_path, cache):
     recipe = tmp_path / "witness.json.yaml"
-    recipe.write_text(json.dumps(values))
+    recipe.write_text(json.dumps(watched(devices=2, workers=1)))
     command_line(recipe, tmp_path / "run", cache, "--plugin", str(WITNESS))
     assert len(list((tmp_path / "run" / "annotations" / "revisions").iterdir())) == 4
 
 
-def test_stale_labels_would_be_seen(tmp_path, cache, monkeypatch):
+def test_stale_labels_would_be_seen(tmp_path, cache, monkeypatch, own_registry):
     """The witness is worth something: it stops a run whose reader stays at the first revision."""
-    from labeleff.plugins import load_plugins
-    from labeleff.prepared import Prepared
-
-    registered = {kind: dict(known) for kind, known in registry._registered.items()}
-    monkeypatch.setattr(registry, "_registered", registered)
     load_plugins([WITNESS])
     plain = Prepared.loader
     monkeypatch.setattr(Prepared, "loader", lambda *args, revision, **how: plain(*args, revision=0, **how))
-    stage = {"strategy": "watching", "annotator": "rewriting", "steps": 10, "batch": 4, "revise_every": 3}
     with pytest.raises(RuntimeError, match="stale"):
-        run(load_recipe(tiny(stages=[stage])), tmp_path, cache=cache)
-
-
-def test_curves_are_those_of_all_processes(tmp_path, cache):
-    """Two processes and one with the same global batch judge the same curves, a checkpoint in between or not."""
-    stage = {
-        "strategy": {"name": "supervised", "dice": "linear"},
-        "annotator": {"name": "label_correction", "windows": 4, "start": "none", "points": 2, "threshold": 1.0},
-        "steps": 8,
-        "batch": 4,
-        "revise_every": 4,
-        "optimiser": {"name": "sgd", "lr": 0.1},
-    }
-    values = tiny(stages=[stage], backbone={"name": "unet", "channels": [4, 8, 16]})
-    values["trainer"] |= {"accelerator": "cpu"}
-    recipe = tmp_path / "ddp.yaml"
-    recipe.write_text(json.dumps(values))
-    command_line(recipe, tmp_path / "one", cache)
-    command_line(recipe, tmp_path / "two", cache, "trainer.devices=2")
-    said = []
-    for name in ("one", "two"):
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        first, last = [line["annotator"] for line in lines if "annotator" in line]  # the revision, the end of the stage
-        said.append([first[f"iou/{c}"] + last[f"iou/{c}"] for c in (1, 2, 3)])
-    np.testing.assert_allclose(*(np.array(s, float) for s in said), atol=2e-3)
-    assert np.array(said[0]).shape == (3, 2 + 4)
-    assert np.nanmax(np.array(said[0], float)) > 0
+        run(load_recipe(tiny(stages=[WATCHED])), tmp_path, cache=cache)

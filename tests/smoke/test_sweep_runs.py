@@ -4,19 +4,20 @@ import csv
 import subprocess
 import sys
 
+from typer.testing import CliRunner
 
-def labeleff(*arguments, folder):
-    command = [sys.executable, "-m", "labeleff", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+from labeleff.cli import app
 
 
-def test_smoke(tmp_path):
+def test_smoke(tmp_path, monkeypatch):
     few = ["labelled=[2]", "draws=1", "steps=10", "methods=[supervised, mean_teacher, bcp]"]
-    done = labeleff("sweep", "smoke", *few, "--cache", "cache", "--workers", "2", folder=tmp_path)
+    command = [sys.executable, "-m", "labeleff", "sweep", "smoke", *few, "--cache", "cache", "--workers", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = labeleff("report", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "no interval can be given" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["report"])
+    assert told.exit_code == 0, told.output
+    assert "no interval can be given" in told.output
     page = tmp_path / "runs" / "sweeps" / "smoke" / "report"
     assert (page / "index.html").stat().st_size > 10_000
     with (page / "runs.csv").open(newline="") as file:

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from labeleff.errors import RunError
+from labeleff.plugins import load_plugins
 from labeleff.report.analysis import analyse
 from labeleff.runner import run
 from labeleff.sweep.collect import collect, newest_sweep, run_folder
@@ -22,6 +23,8 @@ from labeleff.sweep.orchestrate import make_engine, sweep
 from .small import small_benchmark
 
 HERE = Path(__file__).parent.parent.parent
+STEPS = 160
+"""Of a run that is stopped: far more than it takes until both have begun."""
 
 
 class Watched:
@@ -76,7 +79,7 @@ def test_only_what_is_missing_is_run(copied, tmp_path, cache):
     assert len(collect(folder).records) == 6
 
 
-def test_a_crash_hurts_no_other_run_and_is_named(tmp_path, cache):
+def test_a_crash_hurts_no_other_run_and_is_named(tmp_path, cache, own_registry):
     (tmp_path / "crashing.py").write_text(
         "import os, signal\n"
         "from labeleff.registry import register\n"
@@ -95,26 +98,14 @@ def test_a_crash_hurts_no_other_run_and_is_named(tmp_path, cache):
     (tmp_path / "methods").mkdir()
     for name in ("crashing", "raising"):
         (tmp_path / "methods" / f"{name}.yaml").write_text(f"stages: [{{strategy: {name}, steps: 4}}]")
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from tests.sweep.small import small_benchmark\n"
-        "from labeleff.plugins import load_plugins\n"
-        "from labeleff.sweep.local import Local; from labeleff.sweep.orchestrate import sweep\n"
-        "if __name__ == '__main__':\n"
-        "    here = Path(sys.argv[1]); load_plugins([here / 'crashing.py'])\n"
-        "    bench = small_benchmark(here, methods=['supervised', 'crashing', 'raising'], draws=1, allow=['augmentation'])\n"
-        "    try: sweep(bench, here / 'out', Local(2), cache=Path(sys.argv[2]), plugins=[here / 'crashing.py'])\n"
-        "    except Exception as error: print(type(error).__name__, error)\n"
-    )
-    script = tmp_path / "go.py"
-    script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path, cache], capture_output=True, text=True, env=environment, check=True
-    )
-    assert "RunError 2 of 3 runs failed" in done.stdout, done.stdout + done.stderr
-    assert "killed by signal 9" in done.stdout
-    assert "ZeroDivisionError: one of those days" in done.stdout
+    plugins = [tmp_path / "crashing.py"]
+    load_plugins(plugins)
+    methods = ["supervised", "crashing", "raising"]
+    benchmark = small_benchmark(tmp_path, methods=methods, draws=1, allow=["augmentation"])
+    with pytest.raises(RunError, match="2 of 3 runs failed") as caught:
+        sweep(benchmark, tmp_path / "out", Local(2), cache=cache, plugins=plugins)
+    assert "killed by signal 9" in str(caught.value)
+    assert "ZeroDivisionError: one of those days" in str(caught.value)
     left = {entry.name.split("-")[0]: entry.reason for entry in collect(tmp_path / "out").left_out}
     assert set(left) == {"crashing", "raising"}
     assert "one of those days" in left["raising"]
@@ -163,21 +154,17 @@ def test_a_folder_without_a_sweep_is_said_to_be(tmp_path):
         newest_sweep(tmp_path)
 
 
-def _threads(sender):
-    sender.send(len(list(Path(f"/proc/{os.getppid()}/task").iterdir())))
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="threads are counted in /proc")
 def test_the_server_that_runs_are_forked_from_has_one_thread():
     code = (
         "import multiprocessing\n"
         "from labeleff.sweep.local import PRELOADED, _single_threaded\n"
-        "from tests.sweep.test_sweep import _threads\n"
+        "from tests.sweep.threads import count\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('forkserver')\n"
         "    context.set_forkserver_preload(list(PRELOADED))\n"
         "    receiver, sender = context.Pipe(duplex=False)\n"
-        "    with _single_threaded(): context.Process(target=_threads, args=(sender,)).start()\n"
+        "    with _single_threaded(): context.Process(target=count, args=(sender,)).start()\n"
         "    print(receiver.recv())\n"
     )
     environment = {k: v for k, v in os.environ.items() if "THREADS" not in k} | {"PYTHONPATH": str(HERE)}
@@ -186,7 +173,7 @@ def test_the_server_that_runs_are_forked_from_has_one_thread():
 
 
 def test_a_stopped_sweep_leaves_checkpoints_and_goes_on(tmp_path, cache):
-    small_benchmark(tmp_path, steps=400, draws=1)
+    small_benchmark(tmp_path, steps=STEPS, draws=1)
     command = [
         sys.executable,
         "-m",
@@ -208,9 +195,7 @@ def test_a_stopped_sweep_leaves_checkpoints_and_goes_on(tmp_path, cache):
     assert process.returncode == 75, said
     left = collect(tmp_path / "out").left_out
     assert {entry.reason.split(":")[0] for entry in left} == {"half-finished"}
-    small_benchmark(tmp_path, steps=400, draws=1)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    sweep(small_benchmark(tmp_path, steps=STEPS, draws=1), tmp_path / "out", Local(2), cache=cache)
     assert len(collect(tmp_path / "out").records) == 2
     resumed = [path for path in (tmp_path / "out" / "logs").glob("*.log") if "resuming" in path.read_text()]
     assert len(resumed) == len(left)
