@@ -50,15 +50,24 @@ def whole(tmp_path_factory, cache):
     return folder
 
 
+@pytest.fixture(scope="module")
+def pushes(tmp_path_factory, cache):
+    """What a run sends that is given up after six steps, and again after five more."""
+    node, recipe = tmp_path_factory.mktemp("pushes") / "node", load_recipe(RECIPES["pseudo_labels"])
+    with pytest.MonkeyPatch.context() as patch:
+        abandoned(recipe, node, cache, patch, 6)
+        first = pack(node, {})
+        abandoned(recipe, node, cache, patch, 5)
+    return first, pack(node, first.marks)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8, 0.99])
-def test_a_push_that_is_cut_off_anywhere_resumes_like_the_run_itself(share, whole, tmp_path, cache, monkeypatch):
-    recipe = load_recipe(RECIPES["pseudo_labels"])
-    node, kept = tmp_path / "node", tmp_path / "kept"
-    abandoned(recipe, node, cache, monkeypatch, 6)
-    first = pack(node, {})
+def test_a_push_that_is_cut_off_anywhere_resumes_like_the_run_itself(
+    share, pushes, whole, tmp_path, cache, monkeypatch
+):
+    recipe, kept = load_recipe(RECIPES["pseudo_labels"]), tmp_path / "kept"
+    first, second = pushes
     install(first, kept)
-    abandoned(recipe, node, cache, monkeypatch, 5)
-    second = pack(node, first.marks)
     assert 0 < len(names(second.archive)) < len(second.marks)
     left = [int(share * len(names(second.archive)))]
     replace = Path.replace
