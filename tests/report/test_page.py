@@ -303,23 +303,36 @@ def browse(page, width, height, *, screenshot=None):
     return done.stdout
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed")
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
-def test_in_a_browser(folder, tmp_path, theme, width):
-    text = (folder / "index.html").read_text()
+@pytest.fixture(scope="module")
+def browsed(folder, tmp_path_factory):
+    """What the page says of itself in frames of two widths and themes, all in one start of the browser."""
+    place = tmp_path_factory.mktemp("browser")
     # the message from a frame of 400 pixels: a window of the browser has at least 500
-    (tmp_path / "page.html").write_text(text.replace("</body>", CHECK + "</body>"))
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        "<!doctype html><body style='margin:0'><script>addEventListener('message', event => {"
-        "document.body.dataset.result = JSON.stringify(event.data); });</script>"
-        f"<iframe src='page.html#{theme}' width={width} height=6000 style='border:0'></iframe></body>"
+    (place / "page.html").write_text((folder / "index.html").read_text().replace("</body>", CHECK + "</body>"))
+    frames = "".join(
+        f"<iframe name='{theme}-{width}' src='page.html#{theme}' width={width} height=6000 style='border:0'></iframe>"
+        for theme, width in LOOKS
     )
-    dom = browse(frame, max(width, 500), 6000)
-    browse(frame, max(width, 500), 2000, screenshot=tmp_path / f"{theme}-{width}.png")
-    assert (tmp_path / f"{theme}-{width}.png").stat().st_size > 10_000
-    result = json.loads(dict(Page(dom).tags)["body"]["data-result"])
+    (place / "frames.html").write_text(
+        "<!doctype html><body style='margin:0'><script>addEventListener('message', event => {"
+        "const frame = [...document.querySelectorAll('iframe')].find(one => one.contentWindow === event.source);"
+        "document.body.setAttribute('data-' + frame.name, JSON.stringify(event.data)); });</script>"
+        f"{frames}</body>"
+    )
+    tags = dict(Page(browse(place / "frames.html", 3600, 6000)).tags)
+    browse(place / "frames.html", 3600, 2000, screenshot=place / "page.png")
+    return tags["body"], place / "page.png"
+
+
+LOOKS = [(theme, width) for theme in ("light", "dark") for width in (1280, 400)]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed")
+@pytest.mark.parametrize(("theme", "width"), LOOKS)
+def test_in_a_browser(browsed, theme, width):
+    said, picture = browsed
+    assert picture.stat().st_size > 10_000
+    result = json.loads(said[f"data-{theme}-{width}"])
     assert result["width"] == width
     assert result["wide"] <= width
     assert result["open"] <= width, "details opened"
