@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from labeleff.backbones.label_autoencoder import Encoding, LabelAutoencoder, check_autoencoder
-from labeleff.batch import Batch, Progress, Report, StepOutput, Stream, Task
+from labeleff.batch import Batch, Progress, Report, StepOutput, Task
 from labeleff.errors import RecipeError
 from labeleff.functional.anatomical import reconstruction_confidence
-from labeleff.functional.ema import BufferRule, ema_update_
+from labeleff.functional.ema import BufferRule
 from labeleff.functional.losses import DiceForm, segmentation_loss
-from labeleff.functional.schedules import early_decay, ramped
+from labeleff.functional.schedules import ramped
 from labeleff.functional.uncertainty import noised, weighted_mse
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, fresh_copy, set_mode
+from labeleff.strategies.base import Taught, set_mode
 
 PART = "autoencoder."
 
 
 @register("strategy", "anatomical_uncertainty")
-class AnatomicalUncertainty(Strategy):
+class AnatomicalUncertainty(Taught):
     """L = (CE + Dice) / 2 (labelled) + λ(t) · Σ w (p - q)² / Σ w (unlabelled), w = exp(-γ (r - q)²).
 
     p and q are probabilities of student and teacher, r what the autoencoder of the stage before, ``label_autoencoder``, makes
@@ -90,13 +90,9 @@ class AnatomicalUncertainty(Strategy):
         self.channels, self.embedding, self.grid = channels, embedding, grid
         self.encoding: Encoding = encoding
 
-    def streams(self) -> dict[str, Stream]:
-        """Return labelled and unlabelled patches; without unlabelled cases only the supervised term is left."""
-        return {"labelled": Stream("labelled"), "unlabelled": Stream("unlabelled", optional=True)}
-
     def build(self, backbone: nn.Module, task: Task) -> None:
         """Make the teacher, a copy of the student as it starts, and room for the autoencoder."""
-        self.teacher = fresh_copy(backbone)
+        super().build(backbone, task)
         self.autoencoder = LabelAutoencoder(
             task, channels=self.channels, embedding=self.embedding, grid=self.grid, encoding=self.encoding
         ).requires_grad_(False)
@@ -118,9 +114,8 @@ class AnatomicalUncertainty(Strategy):
         return Report(("autoencoder",), (), "anatomical_uncertainty: the autoencoder of label maps is taken over")
 
     def set_modes(self, backbone: nn.Module) -> None:
-        """Train the student; the teacher as asked for."""
-        set_mode(backbone, training=True)
-        set_mode(self.teacher, training=self.teacher_mode == "train")
+        """Train the student; the teacher as asked for, the autoencoder not at all."""
+        super().set_modes(backbone)
         set_mode(self.autoencoder, training=False)
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
@@ -147,12 +142,3 @@ class AnatomicalUncertainty(Strategy):
         target = self.teacher(noised(image, self.noise)).float().softmax(1)
         reconstruction = self.autoencoder(self.autoencoder.read(target.argmax(1))).float().sigmoid()
         return target, reconstruction_confidence(reconstruction, target, gamma=self.gamma)
-
-    def after_step(self, backbone: nn.Module, progress: Progress) -> None:
-        """Move the teacher."""
-        decay = early_decay(progress.step, self.decay) if self.ramp_decay else self.decay
-        ema_update_(self.teacher, backbone, decay, buffers=self.buffer_rule)
-
-    def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
-        """Return the student and the teacher."""
-        return {"student": backbone, "teacher": self.teacher}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from labeleff.backbones.outputs import copy_of
 from labeleff.batch import Batch, Progress, Report, StepOutput, Stream, Task
+from labeleff.functional.ema import BufferRule, ema_update_
+from labeleff.functional.schedules import early_decay
 
 
 class Strategy(nn.Module, ABC):
@@ -83,6 +85,47 @@ class Strategy(nn.Module, ABC):
     def inherit(self, previous: Mapping[str, Tensor]) -> Report:
         """Take over state of the previous stage's strategy. Default: nothing, and say so."""
         return Report(left=tuple(previous), note="strategy state of the previous stage is not used" if previous else "")
+
+
+class Taught(Strategy):
+    """A student beside a teacher that is the moving average of the students so far: what such methods have in common.
+
+    Subclasses set ``decay``, ``teacher_mode`` and ``buffer_rule`` where they read their options.
+    """
+
+    decay: float
+    """Of the moving average."""
+
+    ramp_decay: bool = False
+    """The decay starts at 0 and rises, see ``early_decay``."""
+
+    teacher_mode: Literal["eval", "train"]
+    """Whether dropout and batch statistics are at work in the teacher."""
+
+    buffer_rule: BufferRule
+    """What happens to the teacher's norm statistics, see ``ema_update_``."""
+
+    def streams(self) -> dict[str, Stream]:
+        """Return labelled and unlabelled patches; without unlabelled cases only what labels teach is left."""
+        return {"labelled": Stream("labelled"), "unlabelled": Stream("unlabelled", optional=True)}
+
+    def build(self, backbone: nn.Module, task: Task) -> None:  # noqa: ARG002
+        """Make the teacher: a copy of the student as it starts."""
+        self.teacher = fresh_copy(backbone)
+
+    def set_modes(self, backbone: nn.Module) -> None:
+        """Train the student; the teacher as asked for."""
+        set_mode(backbone, training=True)
+        set_mode(self.teacher, training=self.teacher_mode == "train")
+
+    def after_step(self, backbone: nn.Module, progress: Progress) -> None:
+        """Move the teacher."""
+        decay = early_decay(progress.step, self.decay) if self.ramp_decay else self.decay
+        ema_update_(self.teacher, backbone, decay, buffers=self.buffer_rule)
+
+    def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
+        """Return the student and the teacher."""
+        return {"student": backbone, "teacher": self.teacher}
 
 
 def fresh_copy(network: nn.Module, *, trainable: bool = False) -> nn.Module:

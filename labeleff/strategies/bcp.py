@@ -8,13 +8,13 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Stream, Task
+from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Task
 from labeleff.functional.bcp import box_mask, mixed_loss, paste
-from labeleff.functional.ema import BufferRule, ema_update_
+from labeleff.functional.ema import BufferRule
 from labeleff.functional.losses import DiceForm
 from labeleff.functional.regions import hard_labels, largest_components
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, fresh_copy, set_mode
+from labeleff.strategies.base import Taught
 
 
 class Part(NamedTuple):
@@ -34,10 +34,11 @@ class Part(NamedTuple):
 
 
 @register("strategy", "bcp")
-class Bcp(Strategy):
+class Bcp(Taught):
     """L = mixed loss of (labelled ⊕ unlabelled) + mixed loss of (unlabelled ⊕ labelled), teacher labels weighing α.
 
-    The teacher starts as a copy of the backbone; put a ``bcp_pretrain`` stage before.
+    The teacher starts as a copy of the backbone; put a ``bcp_pretrain`` stage before. Without unlabelled cases the loss is
+    that of ``bcp_pretrain``. What is handed on and evaluated first is the student, the authors' choice.
 
     Parity with the authors' code: ``teacher_mode=train, student_forward=separate, reach_edge=false`` and
     LA ``pairing=la, dice=linear, pseudo_label=threshold, buffers=keep``;
@@ -93,20 +94,11 @@ class Bcp(Strategy):
         self.student_forward, self.teacher_mode, self.reach_edge = student_forward, teacher_mode, reach_edge
         self.buffer_rule: BufferRule = buffers
 
-    def streams(self) -> dict[str, Stream]:
-        """Return labelled and unlabelled patches; without unlabelled cases the loss is that of ``bcp_pretrain``."""
-        return {"labelled": Stream("labelled"), "unlabelled": Stream("unlabelled", optional=True)}
-
     def build(self, backbone: nn.Module, task: Task) -> None:
         """Make the teacher: a copy of the student as it starts."""
         if self.pseudo_label == "threshold" and task.num_classes != 2:
             raise ValueError(f"pseudo_label=threshold is for two classes, the task has {task.num_classes}: use argmax")
-        self.teacher = fresh_copy(backbone)
-
-    def set_modes(self, backbone: nn.Module) -> None:
-        """Train the student; the teacher as asked for."""
-        set_mode(backbone, training=True)
-        set_mode(self.teacher, training=self.teacher_mode == "train")
+        super().build(backbone, task)
 
     @torch.no_grad()
     def pseudo_labels(self, image: Tensor, valid: Tensor) -> Tensor:
@@ -179,11 +171,3 @@ class Bcp(Strategy):
             weight_inner=inner.weight,
             dice=self.dice,
         )
-
-    def after_step(self, backbone: nn.Module, progress: Progress) -> None:  # noqa: ARG002
-        """Move the teacher."""
-        ema_update_(self.teacher, backbone, self.decay, buffers=self.buffer_rule)
-
-    def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
-        """Return the student (the authors' choice) and the teacher."""
-        return {"student": backbone, "teacher": self.teacher}

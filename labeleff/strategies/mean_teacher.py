@@ -11,17 +11,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
-from labeleff.functional.ema import BufferRule, ema_update_
+from labeleff.batch import Batch, Progress, StepOutput, Task
+from labeleff.functional.ema import BufferRule
 from labeleff.functional.losses import DiceForm, probabilities, probability_mse, segmentation_loss
-from labeleff.functional.schedules import early_decay, ramped
+from labeleff.functional.schedules import ramped
 from labeleff.functional.uncertainty import noised
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, fresh_copy, set_mode
+from labeleff.strategies.base import Taught
 
 
 @register("strategy", "mean_teacher")
-class MeanTeacher(Strategy):
+class MeanTeacher(Taught):
     """L = (CE + Dice) / 2 (labelled) + λ(t) · MSE(softmax student, softmax teacher) (unlabelled).
 
     Regions that overlap have sigmoids in place of softmax.
@@ -63,18 +63,10 @@ class MeanTeacher(Strategy):
         self.buffer_rule: BufferRule = buffers
         self.dice: DiceForm = dice
 
-    def streams(self) -> dict[str, Stream]:
-        """Return labelled and unlabelled patches; without unlabelled cases only the supervised term is left."""
-        return {"labelled": Stream("labelled"), "unlabelled": Stream("unlabelled", optional=True)}
-
     def build(self, backbone: nn.Module, task: Task) -> None:
         """Make the teacher: a copy of the student as it starts."""
-        self.teacher, self.exclusive = fresh_copy(backbone), task.exclusive
-
-    def set_modes(self, backbone: nn.Module) -> None:
-        """Train the student; the teacher as asked for."""
-        set_mode(backbone, training=True)
-        set_mode(self.teacher, training=self.teacher_mode == "train")
+        super().build(backbone, task)
+        self.exclusive = task.exclusive
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return ``supervised`` and ``consistency``. The student sees both streams in one pass."""
@@ -94,12 +86,3 @@ class MeanTeacher(Strategy):
         }
         seen = {"labelled": logits[:count].detach(), "unlabelled": logits[count:].detach()}
         return StepOutput(losses, seen, {"consistency_weight": torch.tensor(weight)})
-
-    def after_step(self, backbone: nn.Module, progress: Progress) -> None:
-        """Move the teacher."""
-        decay = early_decay(progress.step, self.decay) if self.ramp_decay else self.decay
-        ema_update_(self.teacher, backbone, decay, buffers=self.buffer_rule)
-
-    def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
-        """Return the student and the teacher."""
-        return {"student": backbone, "teacher": self.teacher}

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from labeleff.backbones.mc_dropout import has_dropout, predict_and_sample, sample, with_dropout
-from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
-from labeleff.functional.ema import BufferRule, ema_update_
+from labeleff.batch import Batch, Progress, StepOutput, Task
+from labeleff.functional.ema import BufferRule
 from labeleff.functional.losses import DiceForm, segmentation_loss
-from labeleff.functional.schedules import early_decay, ramped
+from labeleff.functional.schedules import ramped
 from labeleff.functional.uncertainty import certainty_threshold, noised, sure, weighted_mse
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, fresh_copy, set_mode
+from labeleff.strategies.base import Taught
 
 
 @register("strategy", "uncertainty_mean_teacher")
-class UncertaintyMeanTeacher(Strategy):
+class UncertaintyMeanTeacher(Taught):
     """L = (CE + Dice) / 2 (labelled) + λ(t) · Σ [u < h(t)] (p - q)² / (K Σ [u < h(t)]) (unlabelled).
 
     p and q are probabilities of student and teacher, u the entropy of the mean of T predictions of the teacher with dropout
@@ -89,21 +89,12 @@ class UncertaintyMeanTeacher(Strategy):
         self.buffer_rule: BufferRule = buffers
         self.dice: DiceForm = dice
 
-    def streams(self) -> dict[str, Stream]:
-        """Return labelled and unlabelled patches; without unlabelled cases only the supervised term is left."""
-        return {"labelled": Stream("labelled"), "unlabelled": Stream("unlabelled", optional=True)}
-
     def build(self, backbone: nn.Module, task: Task) -> None:
         """Make the teacher: a copy of the student as it starts, with dropout."""
         self.classes = task.num_classes if self.scale == "classes" else 2
-        self.teacher = fresh_copy(backbone)
+        super().build(backbone, task)
         if not has_dropout(self.teacher):
             with_dropout(self.teacher, task, p=self.dropout)
-
-    def set_modes(self, backbone: nn.Module) -> None:
-        """Train the student; the teacher as asked for."""
-        set_mode(backbone, training=True)
-        set_mode(self.teacher, training=self.teacher_mode == "train")
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return ``supervised`` and ``consistency``. The student sees both streams in one pass."""
@@ -143,12 +134,3 @@ class UncertaintyMeanTeacher(Strategy):
         passes = [min(2, self.samples - first) for first in range(0, self.samples, 2)]
         found = [self.teacher(torch.cat([again() for _ in range(copies)])).float().softmax(1) for copies in passes]
         return target, torch.cat(found).view(self.samples, *target.shape)
-
-    def after_step(self, backbone: nn.Module, progress: Progress) -> None:
-        """Move the teacher."""
-        decay = early_decay(progress.step, self.decay) if self.ramp_decay else self.decay
-        ema_update_(self.teacher, backbone, decay, buffers=self.buffer_rule)
-
-    def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
-        """Return the student and the teacher."""
-        return {"student": backbone, "teacher": self.teacher}
