@@ -1,16 +1,24 @@
-"""What every benchmark writes beside its numbers."""
+"""What benchmarks share: what is written beside numbers, and how costs are compared in one process."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import subprocess
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from labeleff.batch import Batch, Progress, StepOutput
 from labeleff.data import phantom
 from labeleff.rundir import environment
+from labeleff.strategies.base import Strategy
 
+WARM_UP = 5
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -25,3 +33,28 @@ def write(name: str, result: dict[str, Any]) -> None:
     """Write ``results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def in_turn(calls: Sequence[tuple[str, Callable[[], Any]]], times: dict[str, list[float]], number: int) -> None:
+    """Call functions one after the other, in the other order every second time, and note the CPU time each took.
+
+    Nothing is noted of the first ``WARM_UP`` numbers.
+    """
+    for name, function in calls[:: 1 if number % 2 else -1]:
+        began = time.process_time()
+        function()
+        took = time.process_time() - began
+        if number >= WARM_UP:
+            times.setdefault(name, []).append(took)
+
+
+def whole(
+    strategy: Strategy, backbone: nn.Module, optimiser: torch.optim.Optimizer, batch: dict[str, Batch]
+) -> StepOutput:
+    """Take a whole step (modes, losses, one backward, optimiser) as the Learner does, and return what it gave."""
+    strategy.set_modes(backbone)
+    output = strategy.step(backbone, batch, Progress(0, 1000))
+    optimiser.zero_grad()
+    sum(output.losses.values()).backward()
+    optimiser.step()
+    return output

@@ -1,6 +1,6 @@
 """What ADELE costs beside its network passes: ``python benchmarks/step_cost_adele.py``.
 
-One thread, MONAI's U-Net with 16 base channels, phantom batches:
+CPU time, one thread, MONAI's U-Net with 16 base channels, phantom batches:
 
 * the median step (resizing, losses, joint backward, optimiser) over the median of its bare passes: forwards of images that
   are resized already, and one backward through all of them; alternating in one process;
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import provenance, write
+from common import WARM_UP, in_turn, provenance, whole, write
 from step_cost import SHAPES, seconds
 
 from labeleff.annotators.label_correction import LabelCorrection
@@ -31,7 +32,7 @@ from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.adele import RESIZE, Adele
 
-ROUNDS, WARM_UP = 30, 5
+ROUNDS = 30
 
 
 def prepared(folder: Path, *, ndim: int, size: list[int], batch: int) -> Prepared:
@@ -59,19 +60,15 @@ def measure(data: Prepared) -> dict[str, float]:
     loader = data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)
     seen: dict[str, Any] = {}
 
-    def whole(batch: dict[str, Batch]) -> None:
-        strategy.set_modes(backbone)
-        seen["output"] = strategy.step(backbone, batch, Progress(0, 1000))
-        optimiser.zero_grad()
-        sum(seen["output"].losses.values()).backward()
-        optimiser.step()
+    def step(batch: dict[str, Batch]) -> None:
+        seen["output"] = whole(strategy, backbone, optimiser, batch)
 
     def bare(images: list[torch.Tensor]) -> None:
         total = sum(backbone(image).sum() for image in images)
         backbone.zero_grad()
         total.backward()
 
-    times: dict[str, list[float]] = {"step": [], "bare": [], "watch": []}
+    times: dict[str, list[float]] = {}
     for number, read in enumerate(loader):
         batch = {name: augment.apply(share) for name, share in read.items()}
         image = batch["labelled"].image
@@ -81,16 +78,16 @@ def measure(data: Prepared) -> dict[str, float]:
             image if s == native else F.interpolate(image, s, mode=RESIZE[len(native)], align_corners=True)
             for s in sizes
         ]
-        calls = [("step", whole, batch), ("bare", bare, images)]
-        for name, function, argument in calls[:: 1 if number % 2 else -1]:
-            took = seconds(function, argument)
-            if number >= WARM_UP:
-                times[name].append(took)
-        took = seconds(annotator.observe, batch, seen["output"].logits, Progress(number, 1000))
-        if number >= WARM_UP:
-            times["watch"].append(took)
-    step, passes, watch = (statistics.median(times[name]) for name in ("step", "bare", "watch"))
-    return {"step_seconds": step, "bare_seconds": passes, "ratio": step / passes, "watching_share": watch / step}
+        in_turn([("step", partial(step, batch)), ("bare", partial(bare, images))], times, number)
+        watch = partial(annotator.observe, batch, seen["output"].logits, Progress(number, 1000))
+        in_turn([("watch", watch)], times, number)
+    taken, passes, watching = (statistics.median(times[name]) for name in ("step", "bare", "watch"))
+    return {
+        "step_seconds": taken,
+        "bare_seconds": passes,
+        "ratio": taken / passes,
+        "watching_share": watching / taken,
+    }
 
 
 def fit_milliseconds() -> dict[str, float]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import provenance, write
+from common import WARM_UP, in_turn, provenance, whole, write
 from step_cost import SHAPES
 
 from labeleff import registry
-from labeleff.batch import Batch, Progress
+from labeleff.batch import Batch
 from labeleff.data import augment
 from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared, prepare
@@ -25,7 +25,7 @@ from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.base import Strategy
 
-ROUNDS, WARM_UP = 30, 5
+ROUNDS = 30
 SUBJECTS: dict[str, dict[str, Any]] = {
     "sfda": {"strategy": "sfda"},
     "ripu": {"strategy": "ripu"},
@@ -59,19 +59,12 @@ def measure(data: Prepared) -> dict[str, float]:
     strategy.build(backbone, data.task)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
 
-    def whole(batch: dict[str, Batch]) -> None:
-        strategy.set_modes(backbone)
-        losses = strategy.step(backbone, batch, Progress(0, 1000)).losses
-        optimiser.zero_grad()
-        sum(losses.values()).backward()
-        optimiser.step()
-
     def bare(batch: dict[str, Batch]) -> None:
         total = sum(backbone(share.image).sum() for share in batch.values())
         backbone.zero_grad()
         total.backward()
 
-    times: dict[str, list[float]] = {"step": [], "bare": []}
+    times: dict[str, list[float]] = {}
     for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)):
         batch = {name: augment.apply(share) for name, share in read.items()}
         target = batch["unlabelled"]
@@ -79,15 +72,10 @@ def measure(data: Prepared) -> dict[str, float]:
             label = target.label.clone()
             label[(slice(None), *[slice(4, 20)] * data.task.ndim)] = 1
             batch["unlabelled"] = target._replace(label=label)
-        calls = [("step", whole), ("bare", bare)]
-        for name, function in calls[:: 1 if number % 2 else -1]:
-            began = time.process_time()
-            function(batch)
-            took = time.process_time() - began
-            if number >= WARM_UP:
-                times[name].append(took)
-    step, passes = (statistics.median(times[name]) for name in ("step", "bare"))
-    return {"step_seconds": step, "bare_seconds": passes, "ratio": step / passes}
+        step = partial(whole, strategy, backbone, optimiser, batch)
+        in_turn([("step", step), ("bare", partial(bare, batch))], times, number)
+    taken, passes = (statistics.median(times[name]) for name in ("step", "bare"))
+    return {"step_seconds": taken, "bare_seconds": passes, "ratio": taken / passes}
 
 
 def main() -> None:

@@ -13,20 +13,20 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import provenance, write
+from common import WARM_UP, in_turn, provenance, whole, write
 from step_cost import SHAPES
 from torch import Tensor, nn
 
 from labeleff import registry
 from labeleff.backbones.mc_dropout import dropouts, predict_and_sample, prediction_modes, sample, with_dropout
 from labeleff.backbones.replay import Replay
-from labeleff.batch import Batch, Progress, Task
+from labeleff.batch import Batch, Task
 from labeleff.data import augment
 from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared, prepare
@@ -34,7 +34,7 @@ from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.umct import Umct
 
-ROUNDS, WARM_UP, SAMPLES = 30, 5, 8
+ROUNDS, SAMPLES = 30, 8
 SUBJECTS: dict[str, dict[str, Any]] = {
     "3 views": {"views": 3},
     "3 views, equal": {"views": 3, "weighting": "equal"},
@@ -60,16 +60,6 @@ def prepared(
     return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
 
 
-def in_turn(calls: Sequence[tuple[str, Callable[[], Any]]], times: dict[str, list[float]], number: int) -> None:
-    """Call functions one after the other, in the other order every second time, and note how long each took."""
-    for name, function in calls[:: 1 if number % 2 else -1]:
-        began = time.process_time()
-        function()
-        took = time.process_time() - began
-        if number >= WARM_UP:
-            times.setdefault(name, []).append(took)
-
-
 def step_ratio(data: Prepared, rounds: int) -> dict[str, float]:
     """Return medians of a step and of its bare passes."""
     stage = data.recipe.stages[0]
@@ -77,13 +67,6 @@ def step_ratio(data: Prepared, rounds: int) -> dict[str, float]:
     strategy.build(backbone, data.task)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
     members = strategy.members(backbone)
-
-    def whole(batch: dict[str, Batch]) -> None:
-        strategy.set_modes(backbone)
-        losses = strategy.step(backbone, batch, Progress(0, 1000)).losses
-        optimiser.zero_grad()
-        sum(losses.values()).backward()
-        optimiser.step()
 
     def bare(batch: dict[str, Batch]) -> None:
         unlabelled = batch["unlabelled"].image
@@ -101,9 +84,10 @@ def step_ratio(data: Prepared, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {}
     for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + rounds, revision=0)):
         batch = {name: augment.apply(share) for name, share in read.items()}
-        in_turn([("step", lambda b=batch: whole(b)), ("bare", lambda b=batch: bare(b))], times, number)
-    step, passes = (statistics.median(times[name]) for name in ("step", "bare"))
-    return {"step_seconds": step, "bare_seconds": passes, "ratio": step / passes}
+        step = partial(whole, strategy, backbone, optimiser, batch)
+        in_turn([("step", step), ("bare", partial(bare, batch))], times, number)
+    taken, passes = (statistics.median(times[name]) for name in ("step", "bare"))
+    return {"step_seconds": taken, "bare_seconds": passes, "ratio": taken / passes}
 
 
 def network(task: Task, place: str, channels: list[int]) -> nn.Module:
@@ -138,9 +122,9 @@ def sampling_ratio(task: Task, place: str, channels: list[int], image: Tensor, r
             in_turn([("after", lambda: replay(image))], times, number)
     for number in range(WARM_UP + rounds):
         in_turn([("samples", lambda: sample(subject, image, SAMPLES)), ("full", full)], times, number)
-    drawn, whole, rest = (statistics.median(found) for found in (times["samples"], times["full"], times["after"]))
-    needed = whole + (SAMPLES - 1) * rest
-    return {"samples_seconds": drawn, "full_seconds": whole, "after_seconds": rest, "ratio": drawn / needed}
+    drawn, once, rest = (statistics.median(found) for found in (times["samples"], times["full"], times["after"]))
+    needed = once + (SAMPLES - 1) * rest
+    return {"samples_seconds": drawn, "full_seconds": once, "after_seconds": rest, "ratio": drawn / needed}
 
 
 def main() -> None:
