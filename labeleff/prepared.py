@@ -76,31 +76,30 @@ class Prepared:
         """Return the recipe's network with weights that are a function of the seed."""
         return make_backbone(self.recipe, self.task, seed)
 
-    def start(self, backbone: nn.Module, stage: Stage, seed: int) -> tuple[nn.Module, str]:
-        """Return the network a stage starts from (the previous stage's, a fresh one, or one from a file) and what to say of it.
+    def start(self, backbone: nn.Module, stage: Stage, seed: int) -> tuple[nn.Module, dict[str, Tensor], str]:
+        """Return the network a stage starts from: the previous stage's, a fresh one, or one from a file.
+
+        With it come what the file holds beside a network, the other networks of an ensemble, and what to say of the file.
 
         Raises:
             RunError: The file cannot be read, or fills less of the network than ``start_share``.
         """
         if stage.start == "previous":
-            return backbone, ""
+            return backbone, {}, ""
         if stage.start == "fresh":
-            return self.backbone(seed), ""
+            return self.backbone(seed), {}, ""
         if stage.start_share < 1:  # what the file leaves is drawn as in a fresh network, not what came before
             backbone = self.backbone(seed)
+        own, others = first_of_ensemble(read_weights(Path(stage.start)))
         report = load_weights(
             backbone,
-            first_of_ensemble(read_weights(Path(stage.start)))[0],
+            own,
             channels=self.task.channels,
             axis=self.manifest.slice_axis if self.manifest.axes == 3 else -1,
             minimum=stage.start_share,
             what=f"start: {stage.start}: these weights do not load into {self.recipe.backbone.name}",
         )
-        return backbone, f"{stage.start}: {report.summary}"
-
-    def handed(self, stage: Stage) -> dict[str, Tensor]:
-        """Return what the file that a stage starts from holds beside a network: the other networks of an ensemble."""
-        return {} if stage.start in ("previous", "fresh") else first_of_ensemble(read_weights(Path(stage.start)))[1]
+        return backbone, others, f"{stage.start}: {report.summary}"
 
     # -- data -----------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
 from labeleff import registry
 from labeleff.annotators.base import Annotator
@@ -279,8 +279,10 @@ class Run:
                 raise RecipeError(
                     f"stages.{index}.annotator: no axis {beyond[0]}; this network has the axes 0 to {last}"
                 )
+        handed: dict[str, Tensor] = {}
         if state is None:
-            self.backbone, said = self.data.start(self.backbone, stage, derive_seed(self.recipe.seed, "init"))
+            seed = derive_seed(self.recipe.seed, "init")
+            self.backbone, handed, said = self.data.start(self.backbone, stage, seed)
             if said:
                 self.log.say(f"stage {index}: {said}")
         else:
@@ -297,7 +299,7 @@ class Run:
                 annotator.load_state_dict(state["annotator"])
             optimiser, step = state["optimiser"], state["step"]
         else:
-            self._hand_on(index, previous, strategy)
+            self._hand_on(index, previous, strategy, handed)
         optimiser = self._fit_stage(index, strategy, annotator, optimiser, step, state)
         if stage.take == "val_best":
             self._take_best(index, strategy)
@@ -313,14 +315,13 @@ class Run:
             earlier: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
             earlier.reshape(self.backbone, self.data.task)
 
-    def _hand_on(self, index: int, previous: Strategy | None, strategy: Strategy) -> None:
+    def _hand_on(self, index: int, previous: Strategy | None, strategy: Strategy, handed: Mapping[str, Tensor]) -> None:
         """Give a strategy the state of the one before, or what came with the weights that the stage starts from."""
         stage = self.recipe.stages[index]
         if strategy.said:
             self.log.say(f"stage {index}: {strategy.said}")
         if stage.fold is not None:  # the strategy of another part has seen the labels of this one
             return
-        handed = self.data.handed(stage)
         if handed or previous is not None:
             report = strategy.inherit(handed or (previous.state_dict() if previous is not None else {}))
             if report.note:
