@@ -70,6 +70,6 @@ def command_line(recipe, folder, cache, *overrides):
         str(cache),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]

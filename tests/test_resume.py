@@ -304,13 +304,13 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_its_own_code(tmp_path, cache
     metrics = tmp_path / "run" / "tensorboard"
     import time
 
-    for _ in range(600):
+    for _ in range(3000):
         if metrics.exists():
             break
         time.sleep(0.1)
     time.sleep(1.5)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
     assert "run the same command again to go on" in " ".join(errors.split())
     state, _ = RunDirectory(tmp_path / "run").load_checkpoint()
