@@ -22,7 +22,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
-from sklearn.isotonic import IsotonicRegression
 
 from labeleff.errors import ShapeError
 
@@ -273,22 +272,43 @@ def area(budgets: Sequence[float], scores: ArrayLike, *, scale: Literal["linear"
     return np.asarray(np.trapezoid(np.asarray(scores, dtype=np.float64), x, axis=-1) / (x[-1] - x[0]))
 
 
-def labels_needed(budgets: Sequence[float], scores: ArrayLike, target: float) -> float:
+def labels_needed(budgets: Sequence[float], scores: ArrayLike, target: ArrayLike) -> Array:
     """Return how many labels reach a score, on a rising curve fitted to the scores, linear in log labels between budgets.
 
     ``inf``: not reached at the largest budget. ``0``: already exceeded at the smallest, so that nobody knows how few do.
+
+    Args:
+        budgets: Rising.
+        scores: [..., budget].
+        target: [...], one per curve.
     """
-    x = np.log2(np.asarray(budgets, dtype=np.float64))
-    curve = IsotonicRegression().fit_transform(x, np.asarray(scores, dtype=np.float64))
-    if target > curve[-1]:
-        return math.inf
-    if target < curve[0]:
-        return 0.0
-    above = int(np.searchsorted(curve, target - 1e-9, side="left"))  # a level of the fit counts as reached
-    if above == 0:
-        return float(budgets[0])
-    share = (target - curve[above - 1]) / (curve[above] - curve[above - 1])
-    return float(2 ** (x[above - 1] + share * (x[above] - x[above - 1])))
+    labels, x = np.asarray(budgets, dtype=np.float64), np.log2(np.asarray(budgets, dtype=np.float64))
+    curve, wanted = _rising(np.asarray(scores, dtype=np.float64)), np.asarray(target, dtype=np.float64)[..., None]
+    short = (curve < wanted - 1e-9).sum(-1, keepdims=True)  # a level of the fit counts as reached
+    after = short.clip(1, len(x) - 1)
+    low, high = (np.take_along_axis(curve, index, -1) for index in (after - 1, after))
+    share = (wanted - low) / np.where(high > low, high - low, 1.0)
+    between = 2 ** (x[after - 1] + share * (x[after] - x[after - 1]))
+    found = np.where(short == 0, labels[0], between)
+    found = np.where(wanted > curve[..., -1:], np.inf, np.where(wanted < curve[..., :1], 0.0, found))
+    return np.asarray(found[..., 0])
+
+
+def _rising(scores: Array) -> Array:
+    """Return the isotonic regression of scores [..., budget].
+
+    At each place: the largest, over stretches that begin no later, of the smallest mean over their ends from there on
+    (Barlow et al., *Statistical Inference under Order Restrictions*, 1972).
+    """
+    places = range(scores.shape[-1])
+    fitted = np.empty_like(scores)
+    lowest = np.full_like(scores, np.inf)  # by begin of a stretch, over the ends from the place on
+    means = {(a, b): scores[..., a : b + 1].mean(-1) for a in places for b in places if a <= b}
+    for place in reversed(places):
+        for begin in range(place + 1):
+            lowest[..., begin] = np.minimum(lowest[..., begin], means[begin, place])
+        fitted[..., place] = lowest[..., : place + 1].max(-1)
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -324,7 +344,7 @@ def savings(
     """
     curve = [crossed(scores) for scores in baseline]
     ours = crossed(method)
-    factor = labels_needed(budgets, [cells.mean() for cells in curve], float(ours.mean())) / labels
+    factor = float(labels_needed(budgets, [cells.mean() for cells in curve], ours.mean())) / labels
     censored: Literal["above", "below"] | None = "above" if math.isinf(factor) else "below" if factor == 0 else None
     limit = {"above": budgets[-1] / labels, "below": budgets[0] / labels}.get(censored or "")
     if ours.shape[0] < FEWEST_FOR_INTERVAL or ours.shape[2] < 2:
@@ -332,7 +352,7 @@ def savings(
     again = _resamples(*ours.shape)
     means = np.stack([again.means(cells, level=level) for cells in curve], axis=1)
     reached = again.means(ours, level=level)
-    factors = [labels_needed(budgets, row, target) / labels for row, target in zip(means, reached, strict=True)]
+    factors = labels_needed(budgets, means, reached) / labels
     low, high = np.quantile(factors, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
     return Savings(factor, float(low), float(high), censored, limit)
 

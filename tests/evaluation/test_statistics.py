@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.isotonic import IsotonicRegression
 
 from labeleff.errors import ShapeError
 from labeleff.evaluation.statistics import (
@@ -138,6 +139,28 @@ def test_labels_needed_by_hand():
     assert labels_needed([4, 8], [0.6, 0.7], 0.5) == 0
     # a dip is levelled: 0.7 and 0.6 become 0.65, reached at 8
     assert labels_needed([4, 8, 16, 32], [0.5, 0.7, 0.6, 0.8], 0.65) == pytest.approx(8)
+
+
+def test_labels_needed_on_many_curves_as_on_each():
+    """Against the isotonic regression of scikit-learn and the interpolation of numpy, curve by curve."""
+    generator, budgets = np.random.default_rng(4), [1, 2, 5, 8, 16]
+    curves = generator.normal(0.5, 0.1, (300, 5)) + 0.05 * np.arange(5)
+    curves[0], curves[1] = 0.5, (0.4, 0.6, 0.6, 0.6, 0.8)
+    targets = generator.uniform(0.35, 0.85, 300)
+    targets[:2] = 0.5, 0.6
+    found = labels_needed(budgets, curves, targets)
+    for one, curve, target in zip(found, curves, targets, strict=True):
+        fit = IsotonicRegression().fit_transform(np.arange(5), curve)
+        if target > fit[-1] or target < fit[0]:
+            assert one == (math.inf if target > fit[-1] else 0)
+            continue
+        place = next(i for i in range(5) if fit[i] >= target - 1e-9)
+        pair = slice(max(place - 1, 0), place + 1)
+        assert one == pytest.approx(2 ** np.interp(target, fit[pair], np.log2(budgets)[pair]))
+    assert np.isinf(found).any()
+    assert (found == 0).any()
+    assert found[0] == 1
+    assert found[1] == 2
 
 
 def test_savings_of_a_method_that_doubles_the_labels():
