@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _plain(content: str | dict[str, Any]) -> dict[str, Any]:
+    """Return plain values, references unresolved. Text that was read before is not parsed again: sweeps repeat theirs."""
+    return deepcopy(_parsed(content)) if isinstance(content, str) else _contained(content)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> dict[str, Any]:
+    return _contained(text)
+
+
+def _contained(content: str | dict[str, Any]) -> dict[str, Any]:
     found = OmegaConf.create(content)
     if not OmegaConf.is_dict(found):
         raise RecipeError("the top level of a recipe is a mapping of keys to values")
@@ -192,7 +204,10 @@ def _position(here: list[Any], part: str, where: str) -> int:
 
 def _resolved(plain: dict[str, Any]) -> dict[str, Any]:
     """Return the values with plain references filled in; any other interpolation is refused."""
-    for where, text in _strings(plain, ""):
+    references = [(where, text) for where, text in _strings(plain, "") if "${" in text]
+    if not references:
+        return plain
+    for where, text in references:
         if "${" in _REFERENCE.sub("", text):
             raise RecipeError(
                 f"{where}: {text!r} is refused; only plain references such as ${{seed}} or ${{data.patch}} are allowed"

@@ -146,6 +146,15 @@ def test_plain_references_are_filled_in():
     assert recipe.seed == 2
 
 
+def test_a_file_that_is_read_again_is_what_it_was_or_has_become(tmp_path):
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(tiny()))
+    assert load_recipe(path, ["stages.0.steps=7", "data.patch=[16, 32]"]).stages[0].steps == 7
+    assert load_recipe(path) == load_recipe(tiny())
+    path.write_text(yaml.safe_dump(tiny(seed=3)))
+    assert load_recipe(path).seed == 3
+
+
 def test_methods_are_lists_of_stages():
     recipe = load_recipe(tiny(stages="methods/bcp"), ["stages.0.steps=5"])
     assert [stage.strategy.name for stage in recipe.stages] == ["bcp_pretrain", "bcp"]
