@@ -1,6 +1,7 @@
 """Imports go downwards; heavy libraries stay where they belong. Read from the syntax trees, nothing is imported."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,25 +40,25 @@ LAYERS = {
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 
 
-def modules():
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
 
 
+@cache
 def imports(path, *, top_only=False):
-    """Yield every module that a file imports."""
-    tree = ast.parse(path.read_text())
+    """Return every module that a file imports."""
+    tree, found = ast.parse(path.read_text()), []
     for node in tree.body if top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", MODULES)
 def test_imports_go_downwards(name):
     mine = LAYER_OF[name.split(".")[0]]
-    for target in imports(modules()[name]):
+    for target in imports(MODULES[name]):
         if target.startswith("labeleff."):
             head = target.split(".")[1]
             if head in LAYER_OF and name != "__init__":
@@ -85,20 +86,20 @@ def test_imports_go_downwards(name):
     ],
 )
 def test_libraries_stay_where_they_belong(library, allowed):
-    users = {name for name, path in modules().items() if any(t.split(".")[0] == library for t in imports(path))}
+    users = {name for name, path in MODULES.items() if any(t.split(".")[0] == library for t in imports(path))}
     assert users <= allowed
 
 
 def test_the_command_line_imports_nothing_heavy():
     heavy = {"torch", "numpy", "omegaconf", "monai", "pytorch_lightning", "scipy"}
     for name in ("cli", "__init__", "errors", "__main__"):
-        found = {target.split(".")[0] for target in imports(modules()[name], top_only=True)}
+        found = {target.split(".")[0] for target in imports(MODULES[name], top_only=True)}
         assert not found & heavy
 
 
 def test_methods_do_not_import_one_another():
     for kind in ("strategies", "annotators"):
-        for name, path in modules().items():
+        for name, path in MODULES.items():
             if name.startswith(kind + "."):
                 others = [
                     t
@@ -109,10 +110,9 @@ def test_methods_do_not_import_one_another():
 
 
 def test_there_is_no_cycle():
-    known = modules()
     graph = {
-        name: {t.removeprefix("labeleff.") for t in imports(path, top_only=True)} & known.keys()
-        for name, path in known.items()
+        name: {t.removeprefix("labeleff.") for t in imports(path, top_only=True)} & MODULES.keys()
+        for name, path in MODULES.items()
     }
     done, walking = set(), []
 
