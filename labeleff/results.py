@@ -95,7 +95,7 @@ def validate(
     dice = None
     if cases:
         name, network = next(iter(strategy.predictors(backbone).items()))
-        rows = evaluate({name: network}, cases, data.viewer(network), data.reference)
+        rows = evaluate({name: network}, cases, data.viewer(network), data.reference, distances=False)
         dice = _mean_dice(list(rows))
     return {"stage": stage, "step": step, "dice": dice}
 

@@ -77,6 +77,7 @@ def evaluate(
     *,
     selection: str = "last",
     seen: Callable[[Case, str, NDArray[np.uint8]], None] | None = None,
+    distances: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row per case, predictor and foreground class, case after case.
 
@@ -87,6 +88,7 @@ def evaluate(
         read_label: Opens the label of a case.
         selection: How these weights were chosen: ``last``, ``val_best`` or ``oracle``.
         seen: Called with every case, predictor and label map.
+        distances: Measure surface distances too.
     """
     for case in cases:
         reference = read_label(case)
@@ -97,5 +99,12 @@ def evaluate(
                 seen(case, name, prediction)
             head = {"case": case.id, "patient": case.patient, "domain": case.domain}
             task = viewer.task
-            for row in measure(prediction, reference, classes=task.classes, spacing=spacing, exclusive=task.exclusive):
+            for row in measure(
+                prediction,
+                reference,
+                classes=task.classes,
+                spacing=spacing,
+                exclusive=task.exclusive,
+                distances=distances,
+            ):
                 yield head | {"predictor": name, "selection": selection} | row

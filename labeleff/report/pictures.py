@@ -215,7 +215,7 @@ def _dice(prediction: NDArray[Any], reference: NDArray[Any], classes: int, exclu
 
     names = [str(i) for i in range(classes)]
     spacing = (float("nan"),) * reference.ndim
-    rows = measure(prediction, reference, classes=names, spacing=spacing, exclusive=exclusive)
+    rows = measure(prediction, reference, classes=names, spacing=spacing, exclusive=exclusive, distances=False)
     return float(np.nanmean([row["dice"] for row in rows])) if any(not r["absent"] for r in rows) else float("nan")
 
 

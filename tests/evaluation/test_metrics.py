@@ -210,3 +210,17 @@ def test_unknown_voxels_of_the_reference_do_not_count():
 def test_shapes_must_agree():
     with pytest.raises(ShapeError, match="must have one shape"):
         one(np.zeros((3, 3), np.uint8), np.zeros((3, 4), np.uint8))
+
+
+def test_without_distances_the_rest_is_the_same():
+    generator = np.random.default_rng(0)
+    one, two = generator.integers(0, 4, (2, 6, 7, 8))
+    two[0, 0] = IGNORE
+    one[one == 3], two[two == 3] = 0, 0  # absent
+    rows = [
+        measure(one, two, classes=("b", "x", "y", "z"), spacing=(1.0, 1.0, 1.0), distances=d) for d in (True, False)
+    ]
+    assert [row["dice"] for row in rows[0][:2]] == [row["dice"] for row in rows[1][:2]]
+    assert all(np.isfinite(row["hd95"]) and np.isfinite(row["assd"]) for row in rows[0][:2])
+    assert all(np.isnan(row["hd95"]) and np.isnan(row["assd"]) for row in rows[1])
+    assert [row["absent"] for row in rows[1]] == [False, False, True]
