@@ -48,9 +48,18 @@ def test_a_noisy_copy_is_a_data_set(clean, tmp_path, cache):
     assert data.task.classes == manifest.classes
 
 
-def test_files_that_are_there_are_named_not_copied(real_data, tmp_path):
+def test_files_that_are_there_are_named_not_copied(tmp_path):
+    generator = np.random.default_rng(0)
+    for part, patients in (("train", (1, 2, 3)), ("val", (4,)), ("test", (5,))):
+        names = [f"patient00{number}_frame01" for number in patients]
+        (tmp_path / f"{part}.list").write_text("\n".join(names))
+        for name in names:
+            label = np.zeros((3, 32, 32), np.uint8)
+            label[:, 8:24, 8:20] = generator.integers(1, 4)
+            image = (60 * label + generator.integers(0, 40, label.shape)).astype(np.uint8)
+            np.savez_compressed(tmp_path / f"{name}.npz", image=image, label=label)
     (tmp_path / "acdc.yaml").write_text(
-        f"name: a\ndata: {{dataset: {{name: compact, path: {real_data}/acdc_128}}, dimensions: 2, patch: [32, 32]}}\n"
+        f"name: a\ndata: {{dataset: {{name: compact, path: {tmp_path}}}, dimensions: 2, patch: [32, 32]}}\n"
         "backbone: unet\nstages: [{strategy: supervised}]\n"
     )
     corrupt(str(tmp_path / "acdc.yaml"), load_component("noise", "missing"), tmp_path / "noisy")
