@@ -24,7 +24,7 @@ def test_recipe_runs(name, tmp_path, cache):
     if recipe.data.dataset.name in ("phantom", "phantom_sites"):
         overrides += ["data.dataset.patients=20", "data.dataset.test=2"]
     elif not name.endswith(ON_THE_TEST_LIST):
-        overrides += ["data.evaluate_on=development", "data.development=2"]
+        overrides += ["data.evaluate_on=development", "data.development=2", "evaluation.pictures=false"]
     small = load_recipe(name, [*overrides, "data.unlabelled=3"])
     try:
         run(small, tmp_path, cache=cache)
