@@ -245,6 +245,9 @@ def _check(found: Benchmark) -> None:
     for key, values in (("draws", found.draws), ("labelled", tuple(map(str, found.labelled)))):
         if len(set(values)) < len(values):
             raise RecipeError(f"{key}: {list(values)} names the same one twice")
+    _check_settings({"set": found.set})
+    _check_settings({f"methods.{name}.set": method.set for name, method in found.methods.items()})
+    _check_settings({f"datasets.{name}.set": choice.set for name, choice in found.datasets.items()})
     for axis in found.axes:
         _known(found, f"axes: {axis.key}", axis.methods)
         if not axis.values:
@@ -253,6 +256,19 @@ def _check(found: Benchmark) -> None:
         _known(found, "tuning.space", found.tuning.space)
         if found.tuning.trials < 1 or found.tuning.development < 1:
             raise RecipeError("tuning: trials and development must be at least 1")
+
+
+GRID = {"data.labelled": "labelled (a method may have its own)", "data.draw": "draws", "seed": "seeds and draws"}
+
+
+def _check_settings(found: Mapping[str, Iterable[str]]) -> None:
+    """Raise a :class:`RecipeError` where a setting is one that the grid makes, and would write over."""
+    for where, settings in found.items():
+        for key in (text.partition("=")[0].strip() for text in settings):
+            if key in GRID:
+                raise RecipeError(
+                    f"{where}: {key} is what the sweep sets in every run, so that this would be lost; use {GRID[key]}"
+                )
 
 
 def _known(found: Benchmark, where: str, names: Iterable[str]) -> None:

@@ -197,3 +197,20 @@ def test_every_method_gets_as_many_trials_the_first_as_it_stands():
     assert found[0] == []
     assert len({json.dumps(settings) for settings in found}) == 4
     assert trials(Tuning(4, 2, 5, {}), "supervised") == [[]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"set": ["data.draw=3"]}, "set: data.draw is what the sweep sets in every run"),
+        (
+            {"methods": {"supervised": {}, "all": {"stages": "methods/supervised", "set": ["data.labelled=23"]}}},
+            r"methods\.all\.set: data.labelled is what the sweep sets .* use labelled \(a method may have its own\)",
+        ),
+    ],
+)
+def test_what_the_grid_sets_is_refused_as_a_setting(values, message):
+    """It used to be lost without a word: a reference with all labels was the run with the fewest."""
+    plain = {"name": "x", "base": "phantom/supervised", "methods": ["supervised"], "labelled": [2], **values}
+    with pytest.raises(RecipeError, match=message):
+        parse_benchmark(plain)
