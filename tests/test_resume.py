@@ -207,10 +207,12 @@ OPTIONS = {"glcl_global": {"scheme": "gr"}}  # the others are for volumes
 def test_abandoned_at_a_step_drawn_from_its_name(name, tmp_path, cache, monkeypatch):
     """Every strategy: given up in process at some step, reloaded from disk."""
     data = tiny()["data"] | {"prior": {"name": "source_mean"}}
-    strategy = {"name": name, **OPTIONS.get(name, {})}
-    recipe = load_recipe(tiny(data=data, stages=[{"strategy": strategy, "steps": 9, "batch": 4, "augment": AUGMENT}]))
+    before = [other for other in registry.get("strategy", name).follows if other != name]  # what it goes on from
+    strategies = [*before[:1], {"name": name, **OPTIONS.get(name, {})}]
+    stages = [{"strategy": one, "steps": 9, "batch": 4, "augment": AUGMENT} for one in strategies]
+    recipe = load_recipe(tiny(data=data, stages=stages))
     run(recipe, tmp_path / "whole", cache=cache)
-    stop = 1 + derive_seed(name) % 8
+    stop = 9 * len(before[:1]) + 1 + derive_seed(name) % 8
 
     class AbandonedError(Exception):
         pass
