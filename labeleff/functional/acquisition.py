@@ -21,6 +21,9 @@ from labeleff.errors import ShapeError
 Radius = int | Sequence[int]
 """Half width of a window in voxels, 2 radius + 1 wide: one for every axis, or one per axis."""
 
+LARGE_LAYER = 8192
+"""Voxels of a layer of an image from which a call for each layer costs less than to turn the image round."""
+
 # -- windows ------------------------------------------------------------------------------------------------------------
 
 
@@ -56,9 +59,36 @@ def box_sum(values: Tensor, radius: Radius) -> Tensor:
     exact = torch.int32 if values.dtype == torch.bool else torch.int64
     # of two long sums in 32 bits, the difference has lost its digits
     dtype = torch.float64 if values.is_floating_point() else exact
+    layers = [values.numel() // max(length, 1) for length in values.shape[1:-1]]
+    if values.device.type == "cpu" and min(layers, default=0) >= LARGE_LAYER:
+        summed = _sum_along_last(values, widths[-1], dtype)
+        for axis in range(values.ndim - 2, 0, -1):
+            summed = _sum_by_layers(summed, widths[axis - 1], axis)
+        return summed
     summed = values
     for width in reversed(widths):  # the last axis is summed and moved to the front; after all, the order is back
         summed = _last_to_front(_sum_along_last(summed, width, dtype))
+    return summed
+
+
+def _sum_by_layers(values: Tensor, reach: int, axis: int) -> Tensor:
+    """Return sums along an axis, each layer from the one before it: nothing is turned round, and few voxels are touched twice."""
+    length = values.shape[axis]
+    if reach == 0:
+        return values
+    if reach >= length - 1:
+        return values.sum(axis, keepdim=True, dtype=values.dtype).expand_as(values)
+    summed = torch.empty_like(values)
+    given, made = values.unbind(axis), summed.unbind(axis)
+    torch.sum(values.narrow(axis, 0, reach + 1), axis, dtype=values.dtype, out=made[0])
+    for at in range(1, length):
+        last, first = at + reach, at - reach - 1
+        if last < length:
+            torch.add(made[at - 1], given[last], out=made[at])
+        else:
+            made[at].copy_(made[at - 1])
+        if first >= 0:
+            made[at].sub_(given[first])
     return summed
 
 
@@ -78,6 +108,12 @@ def _sum_along_last(values: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
     if reach >= length - 1:
         return running[..., -1:].expand_as(running)
     summed = torch.empty_like(running)
+    if 2 * reach + 1 < length:  # the windows that lie inside, in one pass
+        inside = length - 2 * reach - 1
+        torch.sub(running[..., 2 * reach + 1 :], running[..., :inside], out=summed[..., reach + 1 : length - reach])
+        summed[..., : reach + 1] = running[..., reach : 2 * reach + 1]
+        torch.sub(running[..., -1:], running[..., inside : inside + reach], out=summed[..., length - reach :])
+        return summed
     summed[..., : length - reach] = running[..., reach:]
     summed[..., length - reach :] = running[..., -1:]
     summed[..., reach + 1 :] -= running[..., : length - reach - 1]

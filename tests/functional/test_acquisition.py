@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from labeleff.errors import ShapeError
 from labeleff.functional.acquisition import (
@@ -182,3 +183,17 @@ def test_a_score_of_nothing_stays_nothing():
 def test_beta_rises_by_equal_factors():
     assert [rising_beta(n, 5) for n in range(5)] == pytest.approx([1, 10**0.5, 10, 10**1.5, 100])
     assert rising_beta(0, 1) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 96, 100), (2, 7, 9, 700), (1, 90, 9000)])
+@pytest.mark.parametrize("reach", [0, 1, 3, 8])
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float32])
+def test_large_maps_are_summed_layer_by_layer(shape, reach, kind):
+    """Against scipy's windows; small maps, whose layers are not worth a call each, take the other way."""
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).mul(3).to(kind)
+    found = box_sum(values, reach)
+    wanted = values.double().numpy()
+    for axis in range(1, len(shape)):
+        wanted = ndimage.convolve1d(wanted, np.ones(2 * reach + 1), axis=axis, mode="constant")
+    assert found.dtype == {torch.bool: torch.int32, torch.int64: torch.int64, torch.float32: torch.float64}[kind]
+    np.testing.assert_allclose(found.double().numpy(), wanted, atol=1e-8)
