@@ -15,6 +15,8 @@ from torch import nn
 
 from labeleff.batch import Batch, Progress, StepOutput
 from labeleff.data import phantom
+from labeleff.prepared import Prepared, prepare
+from labeleff.recipe_io import load_recipe
 from labeleff.rundir import environment
 from labeleff.strategies.base import Strategy
 
@@ -33,6 +35,23 @@ def write(name: str, result: dict[str, Any]) -> None:
     """Write ``results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def phantoms(
+    folder: Path, strategy: dict[str, Any], channels: list[int], *, ndim: int, size: list[int], batch: int
+) -> Prepared:
+    """Return the data of a recipe of one stage on generated patients."""
+    values = {
+        "name": f"step-cost-{strategy['name']}",
+        "data": {
+            "dataset": {"name": "phantom", "patients": 12, "test": 1, "ndim": ndim, "size": size, "slices": 1},
+            "labelled": 4,
+            "patch": size,
+        },
+        "backbone": {"name": "unet", "channels": channels},
+        "stages": [{"strategy": strategy, "steps": 1000, "batch": batch}],
+    }
+    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
 
 
 def in_turn(calls: Sequence[tuple[str, Callable[[], Any]]], times: dict[str, list[float]], number: int) -> None:

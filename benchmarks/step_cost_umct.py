@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import WARM_UP, in_turn, provenance, whole, write
+from common import WARM_UP, in_turn, phantoms, provenance, whole, write
 from step_cost import SHAPES
 from torch import Tensor, nn
 
@@ -29,9 +28,8 @@ from labeleff.backbones.replay import Replay
 from labeleff.batch import Batch, Task
 from labeleff.data import augment
 from labeleff.learner import make_optimiser
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
-from labeleff.recipe_io import load_recipe
 from labeleff.strategies.umct import Umct
 
 ROUNDS, SAMPLES = 30, 8
@@ -41,23 +39,6 @@ SUBJECTS: dict[str, dict[str, Any]] = {
     "2 views": {"views": 2},
 }
 PLACES = ("decoder", "head")
-
-
-def prepared(
-    folder: Path, options: Mapping[str, Any], channels: list[int], *, ndim: int, size: list[int], batch: int
-) -> Prepared:
-    """Return the data of a recipe on phantoms."""
-    values = {
-        "name": "step-cost-umct",
-        "data": {
-            "dataset": {"name": "phantom", "patients": 12, "test": 1, "ndim": ndim, "size": size, "slices": 1},
-            "labelled": 4,
-            "patch": size,
-        },
-        "backbone": {"name": "unet", "channels": channels},
-        "stages": [{"strategy": {"name": "umct", **options}, "steps": 1000, "batch": batch}],
-    }
-    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
 
 
 def step_ratio(data: Prepared, rounds: int) -> dict[str, float]:
@@ -142,7 +123,9 @@ def main() -> None:
             size = [max(16, n // arguments.shrink // 8 * 8) for n in usual["size"]]
             shape = {"ndim": usual["ndim"], "size": size, "batch": max(2, usual["batch"] // arguments.shrink)}
             for subject, options in SUBJECTS.items():
-                data = prepared(Path(folder) / f"{name}-{subject}", options, arguments.channels, **shape)
+                data = phantoms(
+                    Path(folder) / f"{name}-{subject}", {"name": "umct", **options}, arguments.channels, **shape
+                )
                 found = result["ratios"][f"{subject}, {name}"] = step_ratio(data, arguments.rounds)
                 print(f"{subject}, {name}", {key: round(value, 4) for key, value in found.items()}, flush=True)
             for place in PLACES:

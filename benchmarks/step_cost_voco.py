@@ -12,39 +12,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import provenance, write
+from common import WARM_UP, in_turn, phantoms, provenance, whole, write
 from step_cost import SHAPES
-from step_cost_umct import WARM_UP, in_turn
 
 from labeleff.backbones.taps import encode
-from labeleff.batch import Batch, Progress
 from labeleff.data import augment
 from labeleff.learner import make_optimiser
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
-from labeleff.recipe_io import load_recipe
 from labeleff.strategies.voco import Voco
 
 ROUNDS, FORMS = 30, ("v0", "v1", "v2")
-
-
-def prepared(folder: Path, form: str, channels: list[int], *, ndim: int, size: list[int], batch: int) -> Prepared:
-    """Return the data of a recipe on phantoms."""
-    values = {
-        "name": "step-cost-voco",
-        "data": {
-            "dataset": {"name": "phantom", "patients": 12, "test": 1, "ndim": ndim, "size": size, "slices": 1},
-            "labelled": 4,
-            "patch": size,
-        },
-        "backbone": {"name": "unet", "channels": channels},
-        "stages": [{"strategy": {"name": "voco", "form": form}, "steps": 1000, "batch": batch}],
-    }
-    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
 
 
 def measured(data: Prepared, rounds: int) -> dict[str, float]:
@@ -54,13 +37,6 @@ def measured(data: Prepared, rounds: int) -> dict[str, float]:
     strategy.build(backbone, data.task)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
     rows = torch.empty(0)
-
-    def whole(batch: dict[str, Batch]) -> None:
-        strategy.set_modes(backbone)
-        losses = strategy.step(backbone, batch, Progress(0, 1000)).losses
-        optimiser.zero_grad()
-        sum(losses.values()).backward()
-        optimiser.step()
 
     def bare() -> None:
         if strategy.form == "v1":
@@ -84,7 +60,7 @@ def measured(data: Prepared, rounds: int) -> dict[str, float]:
         crops = strategy._cut(batch["images"], torch.Generator().manual_seed(number))[0]
         rows = strategy._as_seen(backbone, crops.flatten(0, 1))
         calls = [("bare", bare), ("encoder", encoder), ("network", network)]
-        in_turn([("step", lambda b=batch: whole(b)), *calls], times, number)
+        in_turn([("step", partial(whole, strategy, backbone, optimiser, batch)), *calls], times, number)
     found = {f"{name}_seconds": statistics.median(taken) for name, taken in times.items()}
     found["ratio"] = found["step_seconds"] / found["bare_seconds"]
     return {**found, "encoder_share": found["encoder_seconds"] / found["network_seconds"]}
@@ -105,7 +81,9 @@ def main() -> None:
             size = [max(40, n // arguments.shrink // 8 * 8) for n in usual["size"]]
             shape = {"ndim": usual["ndim"], "size": size, "batch": max(2, usual["batch"] // arguments.shrink)}
             for form in FORMS:
-                data = prepared(Path(folder) / f"{name}-{form}", form, arguments.channels, **shape)
+                data = phantoms(
+                    Path(folder) / f"{name}-{form}", {"name": "voco", "form": form}, arguments.channels, **shape
+                )
                 found = result["ratios"][f"{form}, {name}"] = measured(data, arguments.rounds)
                 print(f"{form}, {name}", {key: round(value, 4) for key, value in found.items()}, flush=True)
     if not arguments.dry:

@@ -45,6 +45,11 @@ class Task:
         """K: the classes with the background; of overlapping regions their number R, for the background is none of them."""
         return len(self.classes) if self.exclusive else len(self.classes) - 1
 
+    @property
+    def regions(self) -> int:
+        """R, the number of regions that overlap; 0 where classes exclude one another."""
+        return 0 if self.exclusive else self.num_classes
+
 
 class Geometry(NamedTuple):
     """Where each sample of a batch comes from, and the augmentation it was given.

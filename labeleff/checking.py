@@ -78,8 +78,7 @@ def _step_seconds(data: Prepared, stage: Stage, index: int, device: torch.device
     strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
     backbone = data.backbone(derive_seed(data.recipe.seed, "init")).to(device)
     strategy.build(backbone, data.task)
-    regions = 0 if data.task.exclusive else data.task.num_classes
-    learner = Learner(backbone, strategy.to(device), stage, index=index, regions=regions)
+    learner = Learner(backbone, strategy.to(device), stage, index=index, regions=data.task.regions)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
     loader = data.loader(stage, index, strategy, first=0, last=TIMED_STEPS, revision=0)
     times = []

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -21,8 +19,9 @@ from labeleff.corruption import open_data
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import ROLES, Case, Manifest
 from labeleff.data.split import evenly
-from labeleff.files import write_atomically
+from labeleff.files import write_atomically, write_csv
 from labeleff.report.pictures import grey, interesting, overlay, slices_of
+from labeleff.report.templates import template
 from labeleff.runlog import console
 
 TILE, COLUMNS = 160, 6
@@ -58,7 +57,7 @@ def inspect(data: str, folder: Path, *, test_labels: bool = False, shown: int = 
         if case.id in chosen:
             tiles.append(_tile(case, image, label, manifest))
     unit = "ml" if in_ml else "voxels"
-    _write_csv(folder / "cases.csv", rows)
+    write_csv(folder / "cases.csv", list(rows[0]), rows)
     sheet = contact_sheet(tiles)
     write_atomically(folder / "contact.png", sheet)
     _write_page(folder / "index.html", manifest, rows, sheet, unit)
@@ -152,22 +151,7 @@ def contact_sheet(tiles: Sequence[Image.Image]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, buffer.getvalue())
-
-
 def _write_page(path: Path, manifest: Manifest, rows: Sequence[Mapping[str, Any]], sheet: bytes, unit: str) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     counts = [
         {
             "role": role,
@@ -183,7 +167,7 @@ def _write_page(path: Path, manifest: Manifest, rows: Sequence[Mapping[str, Any]
         "spacing, mm": Counter(row["spacing"] or "unknown" for row in rows).most_common(6),
         "domain": Counter(row["domain"] or "unnamed" for row in rows).most_common(12),
     }
-    page = environment.get_template("inspect.html.j2").render(
+    page = template("inspect.html.j2").render(
         name=manifest.name,
         manifest=manifest,
         counts=counts,

@@ -446,13 +446,16 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
 
 def _check_overlapping(recipe: Recipe, name: str) -> None:
     """Raise a :class:`RecipeError` where something in a recipe needs classes that exclude one another."""
-    able = [one for one in registry.names("strategy") if registry.get("strategy", one).supports_regions]  # type: ignore[attr-defined]
+
+    def able(strategy: str) -> bool:
+        return bool(getattr(registry.get("strategy", strategy), "supports_regions", False))
+
     for where, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
         for index, stage in enumerate(stages):
-            if stage.strategy.name not in able:
+            if not able(stage.strategy.name):
                 raise RecipeError(
                     f"{where}.{index}.strategy: {stage.strategy.name} needs classes that exclude one another, and those of {name} "
-                    f"overlap; strategies that can: {', '.join(able)}"
+                    f"overlap; strategies that can: {', '.join(filter(able, registry.names('strategy')))}"
                 )
             if stage.annotator is not None:
                 raise RecipeError(

@@ -367,7 +367,7 @@ class Run:
                 accumulate=self.recipe.trainer.accumulate,
                 annotator=annotator,
                 optimiser_state=optimiser,
-                regions=0 if self.data.task.exclusive else self.data.task.num_classes,
+                regions=self.data.task.regions,
             )
             trainer, asked = self._fit(learner, end, scaler)
             optimiser, step = _state_of(trainer.optimizers[0]), end
@@ -548,13 +548,13 @@ class Run:
         """Note and draw what the features of the backbone know of the labels of the budget."""
         if self.probe is not None and not process_rank():
             self.data.viewer(self.backbone)  # on the device of the run
-            cases = list(map(self._probed, self.data.split.labelled))
-            values = self.probe.measure(self.backbone, cases)
+            labelled = self.data.split.labelled
+            values = self.probe.measure(self.backbone, map(self._probed, labelled))  # one case in memory at a time
             self.log.probe(index, step, values)
             if warning := flatness(values):
                 self.log.say(f"stage {index}, step {step}: {warning}")
             if self.recipe.evaluation.pictures:
-                picture = self.probe.picture(self.backbone, cases[0])
+                picture = self.probe.picture(self.backbone, self._probed(labelled[0]))
                 self.log.image(index, step, "probe/features", picture)
                 file = self.directory.folder / "pictures" / f"probe_stage_{index}.png"
                 write_atomically(file, png_bytes(picture))

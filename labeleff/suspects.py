@@ -7,15 +7,12 @@ that stand out. Test labels are not opened.
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
@@ -26,11 +23,12 @@ from labeleff.batch import IGNORE
 from labeleff.corruption import open_data
 from labeleff.data.formats.base import DataSet
 from labeleff.evaluation.inference import segment
-from labeleff.files import write_atomically
+from labeleff.files import write_atomically, write_csv
 from labeleff.prepared import Prepared, prepare
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import load_recipe, to_mapping
 from labeleff.report.pictures import draw_case
+from labeleff.report.templates import template
 from labeleff.results import load_snapshot, snapshot_path
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import console
@@ -85,7 +83,7 @@ def suspects(
     recipe = resolve(recipe)
     prepared = prepare(recipe, place, cache=cache)
     rows = ranked(measured(prepared, place))
-    _write_csv(folder / "suspects.csv", rows)
+    write_csv(folder / "suspects.csv", list(rows[0]), rows)
     drawn = _draw(prepared, place, folder, rows[:top])
     _write_page(folder / "index.html", prepared, recipe, rows, drawn)
     _show(rows[:top], folder)
@@ -195,14 +193,6 @@ def ranked(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"rank": n, "score": float(score[i]), **rows[i]} for n, i in enumerate(order, start=1)]
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, buffer.getvalue())
-
-
 def _draw(prepared: Prepared, place: Path, folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
     """Draw the given label beside what the network that never saw it says."""
     wanted, drawn = {row["case"]: row for row in rows}, {}
@@ -235,15 +225,8 @@ def _draw(prepared: Prepared, place: Path, folder: Path, rows: Sequence[Mapping[
 def _write_page(
     path: Path, prepared: Prepared, recipe: Recipe, rows: Sequence[Mapping[str, Any]], drawn: Mapping[str, Path]
 ) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pictures = {case: base64.b64encode(file.read_bytes()).decode() for case, file in drawn.items()}
-    page = environment.get_template("suspects.html.j2").render(
+    page = template("suspects.html.j2").render(
         name=prepared.manifest.name,
         rows=rows,
         headings=HEADINGS,

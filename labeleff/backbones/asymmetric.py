@@ -7,9 +7,9 @@ differ in what they can see, and all may start from one 2-D network without beco
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -220,28 +220,20 @@ def inflate_2d(
     """
     own = network.state_dict()
     first = next((name for name, tensor in own.items() if tensor.ndim == 5), None)
-    taken: dict[str, Tensor] = {}
-    matched, adapted, left = [], [], []
-    for name, target in own.items():
+
+    def fit(name: str, target: Tensor) -> tuple[Tensor | None, str]:
         source = state.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if source is None:
-            left.append((name, "no 2-D weight of this name"))
-            continue
+            return None, "no 2-D weight of this name"
         stride = stride_of_transposed(network, name, axis % 3)
-        found, how = inflated(source, target, axis % 3, stride=stride, first=name == first)
-        if found is None:
-            left.append((name, how))
-            continue
-        taken[name] = found
-        if how:
-            adapted.append((name, how))
-        else:
-            matched.append(name)
+        return inflated(source, target, axis % 3, stride=stride, first=name == first)
+
+    taken, matched, adapted, left = fitted(own, fit)
     used = {name.removeprefix(prefix) for name in taken}
     unused = tuple(name for name in state if name not in used)
     total = sum(tensor.numel() for tensor in state.values())
     share = sum(state[name].numel() for name in used) / max(total, 1)
-    report = InflationReport(tuple(matched), tuple(adapted), tuple(left), unused, share)
+    report = InflationReport(matched, adapted, left, unused, share)
     if share < minimum:
         example = next(iter(unused), "none")
         raise ShapeError(
@@ -252,6 +244,37 @@ def inflate_2d(
         for name, tensor in taken.items():
             own[name].copy_(tensor)
     return report
+
+
+class Fitted(NamedTuple):
+    """What the entries of a network can be given."""
+
+    taken: dict[str, Tensor]
+    matched: tuple[str, ...]
+    adapted: tuple[tuple[str, str], ...]
+    left: tuple[tuple[str, str], ...]
+
+
+def fitted(own: Mapping[str, Tensor], fit: Callable[[str, Tensor], tuple[Tensor | None, str]]) -> Fitted:
+    """Return what is found for each entry of a network, and how: as it is, adapted, or not at all.
+
+    Args:
+        own: The network's entries.
+        fit: Returns a tensor in the shape of an entry and how it was adapted (empty: it was not), or None and why there is none.
+    """
+    taken: dict[str, Tensor] = {}
+    matched, adapted, left = [], [], []
+    for name, target in own.items():
+        found, how = fit(name, target)
+        if found is None:
+            left.append((name, how))
+            continue
+        taken[name] = found
+        if how:
+            adapted.append((name, how))
+        else:
+            matched.append(name)
+    return Fitted(taken, tuple(matched), tuple(adapted), tuple(left))
 
 
 def stride_of_transposed(network: nn.Module, name: str, axis: int) -> int | None:

@@ -20,6 +20,7 @@ from labeleff.backbones.outputs import logits_of, nearest_size
 from labeleff.backbones.replay import Replay
 from labeleff.batch import Task
 from labeleff.errors import ShapeError, did_you_mean
+from labeleff.functional.losses import probabilities
 
 INSERTED = "dropout_before"
 """Name under which :func:`with_dropout` puts its module into the convolution."""
@@ -184,8 +185,7 @@ def _predictions(
         found = []
         for number in range(samples + plain):
             set_dropout(network, on=number >= plain)
-            scores = logits_of(one_pass(image)).float()
-            found.append(scores.softmax(1) if exclusive else scores.sigmoid())
+            found.append(probabilities(logits_of(one_pass(image)), exclusive=exclusive))
             if not reached:
                 raise ShapeError(
                     f"no image passes the dropout of this backbone, so that predictions do not vary: {REMEDY}"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from labeleff.backbones.asymmetric import counted, inflated, stride_of_transposed
+from labeleff.backbones.asymmetric import counted, fitted, inflated, stride_of_transposed
 from labeleff.errors import RunError
 
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -141,30 +141,20 @@ def load_weights(
     """
     own = network.state_dict()
     named, names = _aligned(state, own)
-    taken: dict[str, Tensor] = {}
-    matched, adapted, left = [], [], []
-    for name, target in own.items():
+
+    def fit(name: str, target: Tensor) -> tuple[Tensor | None, str]:
         source = named.get(name)
         if source is None:
-            left.append((name, "not in the file"))
-            continue
+            return None, "not in the file"
         owner = network.get_submodule(name.rpartition(".")[0])
         first = isinstance(owner, _ConvNd) and not owner.transposed and target.ndim > 2 and target.shape[1] == channels
-        found, how = _fitted(source, target, network, name, axis=axis, first=first)
-        if found is None:
-            left.append((name, how))
-            continue
-        taken[name] = found
-        if how:
-            adapted.append((name, how))
-        else:
-            matched.append(name)
+        return _in_shape(source, target, network, name, axis=axis, first=first)
+
+    taken, matched, adapted, left = fitted(own, fit)
     unused = tuple(theirs for theirs in state if names.get(theirs) not in taken)
     filled, total = sum(own[name].numel() for name in taken), sum(tensor.numel() for tensor in own.values())
     spent, held = sum(named[name].numel() for name in taken), sum(tensor.numel() for tensor in state.values())
-    report = WeightsReport(
-        tuple(matched), tuple(adapted), tuple(left), unused, filled / max(total, 1), spent / max(held, 1)
-    )
+    report = WeightsReport(matched, adapted, left, unused, filled / max(total, 1), spent / max(held, 1))
     if filled < minimum * total:
         name, reason = left[0]
         raise RunError(
@@ -204,7 +194,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
         yield prefix, name.removeprefix(prefix)
 
 
-def _fitted(
+def _in_shape(
     source: Tensor, target: Tensor, network: nn.Module, name: str, *, axis: int, first: bool
 ) -> tuple[Tensor | None, str]:
     """Return a tensor of the file in the shape of the network's and how it was adapted, or None and why it does not fit."""

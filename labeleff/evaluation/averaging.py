@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from labeleff.backbones.outputs import nearest_size
 from labeleff.batch import Task
+from labeleff.functional.losses import probabilities
 
 Combine = Literal["probs", "logits"]
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -62,7 +63,7 @@ class Averaged(nn.Module):
         return mean.clamp_min(SMALLEST).log() if self.task.exclusive else mean.logit(1e-7)
 
     def _probs(self, logits: Tensor) -> Tensor:
-        return logits.softmax(1) if self.task.exclusive else logits.sigmoid()
+        return probabilities(logits, exclusive=self.task.exclusive)
 
     def _answers(self, image: Tensor) -> Iterator[Tensor]:
         native = tuple(image.shape[2:])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from labeleff.backbones.mc_dropout import prediction_modes
+from labeleff.functional.losses import probabilities
 from labeleff.functional.regions import bits_of, hard_labels, largest_components
 
 
@@ -58,29 +59,27 @@ def predict_volume(
         exclusive: Softmax over classes; otherwise sigmoid for each region.
         dropout: Leave dropout on; what is dropped comes from torch's global generator.
     """
-    probabilities = _scores(network, exclusive=exclusive)
+    scores = _scores(network, exclusive=exclusive)
     with evaluating(network, dropout=dropout):
         if image.ndim - 1 == ndim:
-            return _windows(probabilities, image[None], patch, overlap, window_batch)[0]
+            return _windows(scores, image[None], patch, overlap, window_batch)[0]
         if slice_axis is None:
             raise ValueError(f"a {ndim}-D network needs a slice_axis to see an image of shape {tuple(image.shape)}")
         slices = image.movedim(slice_axis + 1, 0)  # [n, C, *S without the axis]
         result = torch.empty(len(slices), num_classes, *slices.shape[2:])
         for start in range(0, len(slices), window_batch):
             part = slices[start : start + window_batch]
-            result[start : start + window_batch] = _windows(probabilities, part, patch, overlap, window_batch)
+            result[start : start + window_batch] = _windows(scores, part, patch, overlap, window_batch)
         return result.movedim(0, slice_axis + 1)
 
 
 def _scores(network: nn.Module, *, exclusive: bool) -> Callable[[Tensor], Tensor]:
     """Return what gives the probabilities of a window."""
 
-    def probabilities(window: Tensor) -> Tensor:
-        logits: Tensor = network(window).float()
-        scores: Tensor = logits.softmax(1) if exclusive else logits.sigmoid()
-        return scores
+    def scores(window: Tensor) -> Tensor:
+        return probabilities(network(window), exclusive=exclusive)
 
-    return probabilities
+    return scores
 
 
 def predict_slabs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from scipy import stats
 
 from labeleff.errors import DataError
-from labeleff.files import write_atomically
+from labeleff.files import write_csv
 
 METRICS = ("dice", "iou", "hd95", "assd")
 COUNTS = ("missed", "spurious", "absent")
@@ -32,14 +31,11 @@ ROUND = "round_"
 
 def write_cases_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one line per case, predictor, selection and class, in a fixed order of columns, atomically."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {k: f"{v:.6f}" if isinstance(v, float) else int(v) if isinstance(v, bool) else v for k, v in row.items()}
-        )
-    write_atomically(path, buffer.getvalue())
+
+    def plain(value: Any) -> Any:
+        return f"{value:.6f}" if isinstance(value, float) else int(value) if isinstance(value, bool) else value
+
+    write_csv(path, COLUMNS, ({key: plain(value) for key, value in row.items()} for row in rows))
 
 
 def read_cases_csv(path: Path) -> list[dict[str, Any]]:

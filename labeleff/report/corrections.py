@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from labeleff.batch import IGNORE
 from labeleff.data.annotations import AnnotationStore
 from labeleff.errors import RunError
-from labeleff.files import write_atomically
+from labeleff.files import write_csv
 
 FILE = "corrections.csv"
 COLUMNS = (
@@ -74,11 +73,7 @@ def write_corrections(folder: Path, store: AnnotationStore, cases: Sequence[str]
     for case in cases:
         given = store.read_given(case)
         foreground += int(((given > 0) & (given != IGNORE)).sum())
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(correction_rows(store.history(), classes, foreground))
-    write_atomically(folder / FILE, buffer.getvalue())
+    write_csv(folder / FILE, COLUMNS, correction_rows(store.history(), classes, foreground))
 
 
 def read_corrections(folder: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from PIL import Image
 
@@ -22,6 +21,7 @@ from labeleff.report import figures, label_figures
 from labeleff.report.analysis import TABLES, Analysis
 from labeleff.report.cells import PRIMARY, Row, variant
 from labeleff.report.figures import Style
+from labeleff.report.templates import template
 from labeleff.report.words import number
 from labeleff.sweep.collect import Record
 
@@ -138,16 +138,8 @@ def csv_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
 
 def render(analysis: Analysis, shown: Sequence[Shown]) -> str:
     """Return the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["exact"] = exact
     plan = analysis.collected.plan
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2", {"exact": exact}).render(
         analysis=analysis,
         shown=shown,
         plan=plan,

@@ -18,7 +18,7 @@ from labeleff.backbones.taps import encode, find_taps
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import ShapeError
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy
+from labeleff.strategies.base import Strategy, train_only
 
 
 @register("strategy", "masked_autoencoder")
@@ -66,9 +66,7 @@ class MaskedAutoencoder(Strategy):
         self.said = f"images are filled in from {self.tap.module} ({self.tap.channels})"
         convolution = nn.Conv2d if task.ndim == 2 else nn.Conv3d
         self.head = convolution(self.tap.channels, task.channels, 1).to(next(backbone.parameters()).device)
-        for name, parameter in backbone.named_parameters():
-            if name not in self.tap.parameters:
-                parameter.requires_grad_(False)
+        train_only(backbone, self.tap.parameters)
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return ``reconstruction``; 0, with a gradient, where all that is blotted out is padding."""

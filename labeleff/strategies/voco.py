@@ -32,7 +32,7 @@ from labeleff.functional.voco import (
     position_loss,
 )
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, peer_of
+from labeleff.strategies.base import Strategy, peer_of, train_only
 
 PATIENCE, PATIENT_SHARE, STUCK = 200, 0.05, 0.95
 """Steps, and share of the stage, before a run is judged; and how near to what can be had for nothing it has learnt nothing."""
@@ -198,10 +198,7 @@ class Voco(Strategy):
         if self.form == "v1":
             self.teacher = peer_of(backbone).requires_grad_(False)
         if not self.supervised:
-            mine = {name for tap in self.taps for name in tap.parameters}
-            for name, parameter in backbone.named_parameters():
-                if name not in mine:
-                    parameter.requires_grad_(False)
+            train_only(backbone, {name for tap in self.taps for name in tap.parameters})
         # the loss of positions, and what the same answer for every place would have
         self.register_buffer("means", torch.zeros(2, device=device))
 

@@ -25,8 +25,19 @@ from labeleff.errors import DataError
 from labeleff.registry import register
 
 
+class Described(FileSet):
+    """A folder that a ``dataset.json`` describes."""
+
+    def __init__(
+        self, *, path: str, patient_pattern: str = "(.*)", unlabelled_tests: bool = False, slice_axis: int = 2
+    ) -> None:
+        super().__init__()
+        self.pattern = patient_expression(patient_pattern)
+        self.path, self.unlabelled_tests, self.slice_axis = path, unlabelled_tests, slice_axis
+
+
 @register("dataset", "nnunet")
-class NnUNet(FileSet):
+class NnUNet(Described):
     """nnU-Net's raw layout, versions 1 and 2: ``dataset.json``, ``imagesTr/NAME_0000.nii.gz`` …, ``labelsTr/NAME.nii.gz``.
 
     Channels are files with a number of four digits, or one picture in colour; ``file_ending`` is NIfTI, PNG, TIFF or BMP. The
@@ -41,13 +52,6 @@ class NnUNet(FileSet):
         unlabelled_tests: Learn from the images of ``imagesTs`` that have no label; else they are left out.
         slice_axis: Axis along which a 2-D network sees slices.
     """
-
-    def __init__(
-        self, *, path: str, patient_pattern: str = "(.*)", unlabelled_tests: bool = False, slice_axis: int = 2
-    ) -> None:
-        super().__init__()
-        self.pattern = patient_expression(patient_pattern)
-        self.path, self.unlabelled_tests, self.slice_axis = path, unlabelled_tests, slice_axis
 
     def rows(self) -> Manifest:
         """Return the cases of training and test.
@@ -202,7 +206,7 @@ def _channel_files(folder: Path, ending: str) -> dict[str, list[Path]]:
 
 
 @register("dataset", "decathlon")
-class Decathlon(FileSet):
+class Decathlon(Described):
     """Medical Segmentation Decathlon: ``dataset.json`` with lists of cases, files with the channels as their fourth axis.
 
     ``training`` gives the labelled cases in order (an entry without ``label`` is unlabelled), ``test`` images whose labels are
@@ -214,13 +218,6 @@ class Decathlon(FileSet):
         unlabelled_tests: Learn from the test images, unlabelled; else they are left out.
         slice_axis: Axis along which a 2-D network sees slices.
     """
-
-    def __init__(
-        self, *, path: str, patient_pattern: str = "(.*)", unlabelled_tests: bool = False, slice_axis: int = 2
-    ) -> None:
-        super().__init__()
-        self.pattern = patient_expression(patient_pattern)
-        self.path, self.unlabelled_tests, self.slice_axis = path, unlabelled_tests, slice_axis
 
     def rows(self) -> Manifest:
         """Return the cases of the two lists.
