@@ -128,6 +128,23 @@ def position_loss(cosine: Tensor, overlap: Tensor, *, form: Form = "v1", counted
     return (positive + negative).mean()
 
 
+def constant_losses(
+    overlap: Tensor, answers: Sequence[float], *, form: Form = "v1", counted: Tensor | None = None
+) -> Tensor:
+    """Return the :func:`position_loss` of each of A answers [A] that are the same for every crop and base.
+
+    Args:
+        overlap: [N, M] or [B, N, M], y.
+        answers: Cosines.
+        form: As there.
+        counted: As there.
+    """
+    same = overlap.new_tensor(answers).view(-1, *([1] * overlap.ndim))
+    all_of_them = overlap.expand(len(answers), *overlap.shape)
+    positive, negative = _parts(same.expand_as(all_of_them), all_of_them, form, counted)
+    return (positive + negative).flatten(1).mean(1) if overlap.ndim > 2 else positive + negative
+
+
 def base_regularisation(z: Tensor, *, detach_second: bool = False, counted: Tensor | None = None) -> Tensor:
     """Return ``R = 2 / (M (M - 1)) Σ_{i<j} ReLU(cos(z_i, z_j))²``: 0 where bases are orthogonal, 1 where all are one.
 

@@ -24,6 +24,7 @@ from labeleff.functional.losses import segmentation_loss
 from labeleff.functional.voco import (
     Form,
     base_regularisation,
+    constant_losses,
     cosines,
     draw_boxes,
     grid_boxes,
@@ -249,8 +250,7 @@ class Voco(Strategy):
             scores = backbone(batch["labelled"].image)
             losses["supervised"] = self.supervised * segmentation_loss(scores, batch["labelled"].label)
             logits = {"labelled": scores.detach()}
-        same = [torch.full_like(overlap, answer) for answer in SAME]
-        idle = torch.stack([position_loss(s, overlap, form=self.form, counted=counted) for s in same])
+        idle = constant_losses(overlap, SAME, form=self.form, counted=counted)
         self._watch(losses["position"].detach(), idle.min(), progress)
         notes = {"flat": idle[0], "constant": idle.min(), "padded": 1 - batch["images"].valid.float().mean()}
         return StepOutput(losses, logits, notes | {"correlation": _correlation(cosine.detach().relu(), overlap)})
