@@ -104,11 +104,13 @@ class Prepared:
     # -- data -----------------------------------------------------------------------------------------------------------
 
     def cases_of(self, role: str, domain: str | None = None) -> tuple[str, ...]:
-        """Return the ids of training cases by role: labelled, unlabelled or all."""
+        """Return the ids of training cases by role: labelled, unlabelled or all, these in an order that no budget changes."""
         split = self.split
-        ids = {"labelled": split.labelled, "unlabelled": split.unlabelled, "all": split.labelled + split.unlabelled}[
-            role
-        ]
+        if role == "all":
+            known = {*split.labelled, *split.unlabelled}
+            ids = tuple(case.id for case in self.manifest.cases if case.id in known)
+        else:
+            ids = {"labelled": split.labelled, "unlabelled": split.unlabelled}[role]
         return tuple(i for i in ids if domain is None or self.manifest.case(i).domain == domain)
 
     def held_out(self, stage: Stage) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ KEPT_CHECKPOINTS = 2
 
 NOT_TAKEN_OVER = ("recipe.yaml", "environment.json", "priors.json", ".lock")
 """What a run has of its own where it starts from another one's stages."""
+TAKEN_OF_OTHER_LABELS = ("checkpoints", "metrics.jsonl", "tensorboard")
+"""What a run takes over from stages that saw no label, trained beside other labelled patients."""
 
 
 def checkpoint_file(folder: Path, stage: int, step: int) -> Path:
@@ -170,8 +172,10 @@ class RunDirectory:
         """
         if has_begun(self.folder):
             return
+        own, other = (load_recipe(folder / "recipe.yaml").data for folder in (self.folder, start))
+        same = (own.labelled, own.draw) == (other.labelled, other.draw)
         for path in sorted(start.iterdir(), key=lambda path: path.name == self.checkpoints.name):
-            if path.name in NOT_TAKEN_OVER:
+            if path.name in NOT_TAKEN_OVER or not (same or path.name in TAKEN_OF_OTHER_LABELS):
                 continue
             if path.is_dir():
                 shutil.copytree(path, self.folder / path.name, dirs_exist_ok=True)

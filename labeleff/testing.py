@@ -450,6 +450,8 @@ def _check_unknown_region(subject: Subject, batch: dict[str, Batch], plain: Mapp
         torch.autograd.backward([loss for loss in outcomes[-1].values() if loss.requires_grad])
         finite = all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in run.backbone.parameters())
         assert finite, "a gradient is not finite where labels are partly unknown"
+        unread = run.strategy.reads_labels or all(torch.equal(plain[key], outcomes[-1][key]) for key in plain)
+        assert unread, "reads_labels is False, but labels matter"
     if any(not torch.equal(plain[key], outcomes[1][key]) for key in plain):
         differs = any(not torch.equal(outcomes[0][key], outcomes[1][key]) for key in plain)
         assert differs, "IGNORE is taken for background"

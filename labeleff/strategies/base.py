@@ -40,6 +40,9 @@ class Strategy(nn.Module, ABC):
     soft_labels: bool = False
     """This instance learns from ``Batch.soft`` where it is given: from all raters at once, in place of their majority."""
 
+    reads_labels: bool = True
+    """False: this instance never looks at a label. Such stages are the same for every budget, and sweeps train them once."""
+
     equivalent_options: ClassVar[Mapping[str, str]] = {}
     """Options whose alternatives may leave a short run as it is, with the reason; all others are checked to matter."""
 

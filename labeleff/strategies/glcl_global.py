@@ -76,6 +76,7 @@ class GlclGlobal(Strategy):
         bottleneck: Name of the module that returns the bottleneck; empty: it is found.
     """
 
+    reads_labels = False
     batch_joint = True
     supports_regions = True
     equivalent_options: ClassVar[dict[str, str]] = {"bottleneck": "a name of a module of the backbone"}

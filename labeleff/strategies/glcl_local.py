@@ -76,6 +76,7 @@ class GlclLocal(Strategy):
         decoder: Name of the module whose features are used, in place of ``level``; empty: it is found.
     """
 
+    reads_labels = False
     batch_joint = True
     supports_regions = True
     equivalent_options: ClassVar[dict[str, str]] = {

@@ -38,6 +38,7 @@ class MaskedAutoencoder(Strategy):
         layer: Module whose output fills in; empty: the last features of the decoder, found by a dry run.
     """
 
+    reads_labels = False
     equivalent_options: ClassVar[Mapping[str, str]] = {"layer": "a name has no other to try"}
 
     def __init__(self, *, ratio: float = 0.75, block: int = 8, layer: str = "") -> None:

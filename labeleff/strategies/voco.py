@@ -163,7 +163,7 @@ class Voco(Strategy):
         self.form: Form = form
         self.grid, self.window, self.size, self.crops = tuple(grid), tuple(window), tuple(size), crops
         self.momentum, self.regulariser, self.inter, self.self_contrast = momentum, regulariser, inter, self_contrast
-        self.row_dropout, self.supervised = row_dropout, supervised
+        self.row_dropout, self.supervised, self.reads_labels = row_dropout, supervised, supervised > 0
         self.levels, self.layers, self.width, self.least = levels, tuple(layers), width, least
         self.flip, self.rot90, self.offset, self.offset_probability = flip, rot90, offset, offset_probability
         self.reach_edge = reach_edge

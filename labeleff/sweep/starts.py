@@ -1,7 +1,8 @@
 """First stages that several runs of a sweep have in common are trained once, and taken over by all of them.
 
 A run that starts from the directory of such stages is a run that was killed at their end and goes on: the rule of resume
-makes it, bit for bit, the run that trains them itself.
+makes it, bit for bit, the run that trains them itself. Stages that see every training case and no label are the same whoever is
+labelled: pretraining is done once for all budgets.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from labeleff import registry
-from labeleff.recipe import Evaluation, Recipe, Stage
+from labeleff.recipe import Data, Evaluation, Recipe, Stage
 from labeleff.rundir import ended
+from labeleff.strategies.base import Strategy
 from labeleff.sweep.grid import Job, key_of, plain_ways, told
 
 
@@ -59,7 +61,8 @@ def shared_starts(jobs: Sequence[Job], sweep: Path) -> dict[str, Start]:
             if longer and longer[0] == users[key]:  # whoever begins with these has the longer ones in common too
                 continue
             if key not in known:
-                recipe = replace(job.recipe, name=f"start-{key}", stages=job.recipe.stages[:length])
+                stages = job.recipe.stages[:length]
+                recipe = replace(job.recipe, name=f"start-{key}", stages=stages, data=_seen(job.recipe, stages))
                 known[key] = Start(key, recipe, start)
             start = known[key]
         if start is not None:
@@ -96,13 +99,40 @@ def _keys(recipe: Recipe) -> Iterator[tuple[int, str]]:
         if any(stage.folds for stage in stages):  # they become stages of their own, and numbers of stages change
             return
         if stages[-1].steps:
-            data = recipe.data if any(map(_sees_more, stages)) else replace(recipe.data, prior=None)
+            data = _seen(recipe, stages)
+            data = data if any(map(_sees_more, stages)) else replace(data, prior=None)
             own = replace(plain_ways(recipe), data=data, stages=stages, evaluation=evaluation)
             yield length, key_of("start", told(own))
 
 
+def _seen(recipe: Recipe, stages: Sequence[Stage]) -> Data:
+    """Return a recipe's data as some of its stages see them: whoever is labelled, if they see all cases and no label."""
+    data, looks = recipe.data, recipe.evaluation
+    usual = Data(data.dataset)
+    who_else = ("unlabelled", "slices", "foreign", "source", "target", "prior", "validation")
+    if looks.probe or looks.diagnose or any(getattr(data, name) != getattr(usual, name) for name in who_else):
+        return data
+    return replace(data, labelled=1, draw=0) if all(map(_is_blind, stages)) else data
+
+
+def _is_blind(stage: Stage) -> bool:
+    """Return whether a stage is the same whoever is labelled."""
+    reads = _strategy(stage).reads_labels or any(bound.known for bound in stage.streams.values())
+    return not reads and stage.annotator is None and _roles(stage) == {"all"}
+
+
 def _sees_more(stage: Stage) -> bool:
     """Return whether a stage sees other cases than labelled ones."""
-    streams = registry.build("strategy", stage.strategy.name, **stage.strategy.options).streams()
+    return _roles(stage) != {"labelled"}
+
+
+def _roles(stage: Stage) -> set[str]:
+    """Return which cases the streams of a stage are bound to."""
+    streams = _strategy(stage).streams()
     bound = {name: stage.streams[name].role if name in stage.streams else None for name in streams}
-    return any((bound[name] or stream.role) != "labelled" for name, stream in streams.items())
+    return {bound[name] or stream.role for name, stream in streams.items()}
+
+
+def _strategy(stage: Stage) -> Strategy:
+    strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+    return strategy

@@ -207,3 +207,35 @@ def test_a_run_that_has_begun_keeps_its_own(tmp_path, cache, swept):
     stamp = before[-1].stat().st_mtime_ns
     train(start.recipe, tmp_path / "again", cache=cache, start=start.folder(folder))
     assert before[-1].stat().st_mtime_ns == stamp
+
+
+BLIND = {"strategy": "masked_autoencoder", "steps": 4, "batch": 4}
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "same"),
+    [
+        (BLIND, ["data.labelled=3"], True),
+        (BLIND, ["data.draw=1"], True),
+        (BLIND, ["seed=1"], False),
+        (BLIND, ["data.labelled=3", "data.unlabelled=2"], False),
+        (BLIND, ["data.labelled=3", "evaluation.probe=2"], False),
+        ({**BLIND, "streams": {"images": {"role": "unlabelled"}}}, ["data.labelled=3"], False),
+        ({**PLAIN, "streams": {"labelled": {"role": "all"}}}, ["data.labelled=3"], False),
+    ],
+)
+def test_stages_that_see_no_label_are_the_same_for_every_budget(tmp_path, first, changes, same):
+    common = [change for change in changes if change.startswith(("data.unlabelled", "evaluation"))]
+    recipes = [load_recipe(tiny(stages=[first, PLAIN]), settings) for settings in (common, changes)]
+    jobs = [Job(f"job{n}", str(n), "", f"job{n}", "2", 0, 0, None, {}, one) for n, one in enumerate(recipes)]
+    assert bool(shared_starts(jobs, tmp_path)) == same
+
+
+def test_pretraining_is_done_once_for_all_budgets_bit_for_bit(tmp_path, cache):
+    engine = Watched()
+    made = benchmark_of(tmp_path, {"one": [BLIND, PLAIN]}, labelled=[2, 3])
+    grid = sweep(made, tmp_path / "out", engine, cache=cache)
+    assert len(engine.tasks) == 3
+    for job in grid.jobs:
+        run(job.recipe, tmp_path / job.name, cache=cache)
+        assert outcome(run_folder(tmp_path / "out", job.name)) == outcome(tmp_path / job.name), job.labelled
