@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from labeleff import __version__, registry
+from labeleff.data.augment import Augment
 from labeleff.errors import RecipeError
 from labeleff.recipe import Component, Evaluation, Recipe, Stage, Trainer
 from labeleff.recipe_io import load_recipe, to_mapping
@@ -233,12 +234,17 @@ def terms(recipe: Recipe) -> dict[str, Any]:
     data = {k: v for k, v in plain["data"].items() if k != "unlabelled"}
     return {
         "backbone": plain["backbone"],
-        "augmentation": sorted({json.dumps(stage["augment"], sort_keys=True) for stage in plain["stages"]}),
+        "augmentation": " | ".join(sorted({_in_words(stage.augment) for stage in recipe.stages})),
         "steps": total_steps(recipe.stages),
         "labelled images per step": sorted({n for stage in recipe.stages if (n := labelled_images(stage))}),
         "data": data,
         "evaluation": plain["evaluation"],
     }
+
+
+def _in_words(augment: Augment) -> str:
+    """Return the settings that are not the usual ones, as ``rotate 20, scale 0.15``."""
+    return ", ".join(f"{key} {value}" for key, value in told(augment).items()) or "none"
 
 
 def labelled_images(stage: Stage) -> int:
