@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from labeleff.report.words import answer
+from labeleff.evaluation.statistics import FEWEST_DRAWS
+from labeleff.report.words import answer, number
 
 HERE = Path(__file__).parent
 README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
@@ -218,23 +219,72 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def summary(name: str, result: dict[str, Any]) -> str:
-    """Return what a suite says, in one sentence for each of its data."""
-    if "tables" in result:
-        said = answers(name, result)
-        return " ".join(f"{key}: {sentences[0]}" if len(said) > 1 else sentences[0] for key, sentences in said.items())
-    one = result["differences"][0]
-    low, high = one["interval"]
-    return (
-        f"With {one['labelled']} labelled patients, {one['method']} - supervised = {one['mean']:+.3f} Dice "
-        f"[{low:+.3f}, {high:+.3f}]: {one['verdict']}."
-    )
+def summary(name: str, result: dict[str, Any]) -> list[str]:
+    """Return a line for each data set of a suite: what gains, what loses, what shows nothing, against which baseline."""
+    if "tables" not in result:
+        rows = [{**row, "low": row["interval"][0], "high": row["interval"][1]} for row in result["differences"]]
+        rows = [{**row, "labels": int(row["labelled"]), "difference": row["mean"]} for row in rows]
+        return [summary_line(TITLES[name], "supervised", rows)]
+    suite = yaml.safe_load((HERE / "suites" / f"{name}.yaml").read_text())
+    tables, baseline = result["tables"], suite.get("baseline", "supervised")
+    over = [row for row in tables.get("budget_areas", []) if row["difference"] is not None]
+    measured = over or [row for row in tables["differences"] if is_primary(row)]
+    measured = [row for row in measured if row["method"] not in suite.get("references", ())]
+    kinds = list(dict.fromkeys(row["dataset"] for row in measured))
+    title = TITLES[name] + (" (area under the budget curve)" if over else "")
+    return [
+        summary_line(
+            f"{title}: {kind}" if len(kinds) > 1 else title, baseline, [r for r in measured if r["dataset"] == kind]
+        )
+        for kind in kinds
+    ]
+
+
+def summary_line(title: str, baseline: str, rows: list[dict[str, Any]]) -> str:
+    """Return a line of the README's table: the largest difference of a cell is told, other methods are named."""
+    most = max(row["draws"] for row in rows)
+    several = len({row["labels"] for row in rows}) > 1
+    cells = []
+    for verdict in ("gain", "loss", "no evidence"):
+        own = [row for row in rows if row["verdict"].startswith(verdict)]
+        own.sort(key=lambda row: row["difference"], reverse=verdict != "loss")
+        found = {method: [row for row in own if row["method"] == method] for method in methods(own)}
+        cells.append(
+            ", ".join(_named(group, most, told=not n, several=several) for n, group in enumerate(found.values()))
+        )
+    return f"| {title}{'' if most >= FEWEST_DRAWS else f' ({most} draws)'} | `{baseline}` | {' | '.join(cells)} |"
+
+
+def methods(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the methods of rows, each once."""
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def _named(rows: list[dict[str, Any]], most: int, *, told: bool, several: bool) -> str:
+    """Return a method, its largest difference where that is told, its budgets, and its draws where others had more."""
+    first, words = rows[0], f"`{rows[0]['method']}`"
+    if told:
+        low, high = (number(first[side], signed=True) for side in ("low", "high"))
+        words += f" {number(first['difference'], signed=True)} [{low}, {high}]"
+    if several:
+        budgets = [first["labels"], *sorted({row["labels"] for row in rows} - {first["labels"]})]
+        words += f" at {' and '.join(map(str, budgets))}"
+    draws = min(row["draws"] for row in rows)
+    return words + (f" ({draws} draws)" if draws < most else "")
 
 
 def readme() -> str:
     """Return the README with its summary made anew."""
-    lines = ["| | says |", "|---|---|"]
-    lines += [f"| {TITLES[name]} | {summary(name, result)} |" for name, result in found(TITLES).items()]
+    lines = [
+        "Mean Dice against a baseline, paired by draw of the labelled patients: the largest difference with its 95 % interval, and",
+        "the names of the others. *Gain* and *loss* hold after Holm's correction over six draws; with fewer draws, whose number is",
+        "told, they are by the interval alone.",
+        "",
+        "| setting | against | gain | loss | no evidence of either |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in found(TITLES).items():
+        lines += summary(name, result)
     lines += ["", *step_cost(found(["step_cost"])["step_cost"])]
     text = README.read_text()
     return text[: text.index(BEGIN) + len(BEGIN)] + "\n".join(lines) + text[text.index(END) :]
