@@ -23,8 +23,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+new = typer.Typer(help="Write the files that something of your own begins with.", no_args_is_help=True)
+app.add_typer(new, name="new")
 LISTS = ("strategies", "annotators", "backbones", "datasets", "noise", "priors", "recipes", "benchmarks")
 EXPORTS = ("safetensors", "bundle")
+LABEL_FORMATS = ("nnunet", "manifest")
+EVALUATED_ON = ("test", "development")
 KINDS = {
     "strategies": "strategy",
     "annotators": "annotator",
@@ -359,6 +363,34 @@ def suspects(
 
 
 RunArgument = Annotated[Path, typer.Argument(help="The run directory.")]
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    on: Annotated[
+        str,
+        typer.Option(help="test: as the run did; development: cases of the training list, by what they were to it."),
+    ] = "test",
+    cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Evaluate a trained run again: test labels are opened, the opening is logged, results take the place of those before.
+
+    [dim]labeleff evaluate runs/la8[/dim]
+
+    [dim]labeleff evaluate runs/la8 --on development[/dim]
+    """
+    with _reported(debug=debug):
+        if on not in EVALUATED_ON:
+            raise RecipeError(
+                f"--on {on}: nothing is evaluated on that.{did_you_mean(on, EVALUATED_ON)} Known: {', '.join(EVALUATED_ON)}"
+            )
+        _load_plugins(plugin)
+        from labeleff.evaluating import evaluate as evaluate_run
+
+        evaluate_run(run, on=on, cache=cache)  # type: ignore[arg-type]  # one of EVALUATED_ON
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from labeleff.backbones.weights import state_of
 from labeleff.data.manifest import Case
 from labeleff.data.raters import reference
 from labeleff.data.rounds import Rounds
+from labeleff.errors import RunError
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.tables import ROUND, rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
@@ -36,6 +37,9 @@ from labeleff.strategies.base import Strategy
 
 ORACLE = "oracle"
 """Selection by the evaluation cases themselves. Reported on request, marked, never a result."""
+
+DEVELOPMENT = "development"
+"""Cases that are not of the test list."""
 
 DISPUTES = 3
 """Labelled cases whose raters are drawn."""
@@ -180,23 +184,59 @@ class Results:
         console().print(f"everything is in {self.directory.folder}")
         return summary
 
+    def on_development(self, backbone: nn.Module, strategy: Strategy) -> dict[str, Any]:
+        """Measure on all cases with a label that are not of the test list, and return what ``development.json`` holds.
+
+        Rows are told apart by what a case was to the run, in place of how its weights were chosen: ``labelled`` (learnt from),
+        ``validation``, ``unlabelled`` (seen without its label), and ``development`` where the recipe cut such a part.
+
+        Raises:
+            RunError: No such case has a label.
+        """
+        split, networks = self.data.split, self._predictors(backbone, strategy)
+        parts = {"labelled": split.labelled, "validation": split.validation, "unlabelled": split.unlabelled}
+        if split.evaluate_on == DEVELOPMENT:
+            parts[DEVELOPMENT] = split.test
+        rows: list[dict[str, Any]] = []
+        for part, ids in parts.items():
+            cases = [case for case in map(self.data.manifest.case, ids) if case.has_label and case.role != "test"]
+            rows += self._measure(networks, part, cases=cases, evaluated_on=DEVELOPMENT)
+        if not rows:
+            raise RunError(f"{self.directory.folder}: no case outside the test list has a label to measure on")
+        write_cases_csv(self.directory.folder / "development.csv", rows)
+        notes = [
+            "no test result: rows are named after what the run did with the cases; of those it learnt from, scores flatter"
+        ]
+        found = {"name": self.recipe.name, "results": summarise(rows), "notes": notes}
+        write_json(self.directory.folder / "development.json", found)
+        show(self.recipe.name, found)
+        return found
+
     def _predictors(self, backbone: nn.Module, strategy: Strategy) -> dict[str, nn.Module]:
         networks = strategy.predictors(backbone)
         return networks if self.recipe.evaluation.predictors == "all" else dict(list(networks.items())[:1])
 
-    def _measure(self, networks: Mapping[str, nn.Module], selection: str, keep: str = "") -> list[dict[str, Any]]:
-        """Open the evaluation labels and measure; the opening is logged before it happens.
+    def _measure(
+        self,
+        networks: Mapping[str, nn.Module],
+        selection: str,
+        keep: str = "",
+        *,
+        cases: Sequence[Case] | None = None,
+        evaluated_on: str = "",
+    ) -> list[dict[str, Any]]:
+        """Open the evaluation labels, or those of other cases, and measure; the opening is logged before it happens.
 
         The label maps of the predictor ``keep`` are written to ``predictions/``.
         """
-        cases = self.data.evaluation_cases("test")
+        cases = self.data.evaluation_cases("test") if cases is None else cases
         if not cases:
             return []
         opening: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "recipe": self.recipe.name,
             "dataset": self.data.manifest.name,
-            "evaluated_on": self.data.split.evaluate_on,
+            "evaluated_on": evaluated_on or self.data.split.evaluate_on,
             "split": self.data.split.hash,
             "cases": len(cases),
             "selection": selection,

@@ -9,6 +9,7 @@ rounds/  ledger.jsonl  bundles/                             what people or an or
 hidden/  noise.json                                         where labels were made wrong: the clean ones, and how wrong
 checkpoints/stage-S-step-N.ckpt (+ .sha256)                 where to go on from
 predictor.safetensors  cases.csv  pictures/  summary.json   what came out
+development.csv  development.json                           the same on cases that are not tests, where that was asked for
 test_openings.jsonl                                         every time test labels were opened
 """
 
@@ -57,6 +58,13 @@ def checkpoint_file(folder: Path, stage: int, step: int) -> Path:
 def has_begun(folder: Path) -> bool:
     """Return whether a run directory holds a checkpoint to go on from."""
     return any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def is_trained(recipe: Recipe, state: Mapping[str, Any] | None) -> bool:
+    """Return whether no step of a resolved recipe is left after a checkpoint (None: there is none)."""
+    stage = state["stage"] if state is not None else -1
+    done = state is None or (state["step"] == recipe.stages[stage].steps and not state["pending"])
+    return done and not any(later.steps for later in recipe.stages[stage + 1 :])
 
 
 def ended(folder: Path, recipe: Recipe) -> bool:
@@ -201,7 +209,7 @@ class RunDirectory:
         self._keep_answers()
         owned = re.compile(
             r"recipe\.yaml|environment\.json|split\.json|audit\.json|raters\.json|priors\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
-            r"|rounds|ledger\.jsonl|bundles|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|corrections\.csv|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
+            r"|rounds|ledger\.jsonl|bundles|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|corrections\.csv|development\.(csv|json)|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
         )
         for path in self.folder.iterdir():
             if owned.fullmatch(path.name):

@@ -248,6 +248,10 @@ class Run:
         state, notes = self.directory.load_checkpoint()
         for note in notes:
             console().print(note)
+        return self.go_on(state)
+
+    def go_on(self, state: Mapping[str, Any] | None) -> Strategy:
+        """Run the stages that are left after a checkpoint, and return the strategy of the last one."""
         first, strategy, optimiser = 0, None, None
         if state is not None:
             console().print(f"resuming {self.recipe.name} at stage {state['stage']}, step {state['step']}")

@@ -24,6 +24,7 @@ LAYERS = {
         "diagnostics",
         "runner",
         "checking",
+        "evaluating",
         "doctor",
         "predictor",
         "predict",

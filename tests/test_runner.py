@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from labeleff import registry
 from labeleff.data.formats.phantom import Phantom
 from labeleff.errors import RecipeError, RunError, StoreError
+from labeleff.evaluating import evaluate
 from labeleff.plugins import load_plugins
 from labeleff.predict import predict
 from labeleff.prepared import Prepared, prepare
@@ -114,6 +116,72 @@ def test_running_again_returns_what_is_there(finished, cache):
     before = (folder / "summary.json").stat().st_mtime_ns
     assert run(recipe, folder, cache=cache) == summary
     assert (folder / "summary.json").stat().st_mtime_ns == before
+
+
+def digests(folder):
+    kept = ("*.csv", "*.json", "*.safetensors", "predictions/*", "annotations/**/*")
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for pattern in kept
+        for path in sorted(folder.glob(pattern))
+        if path.is_file() and path.name != "environment.json"
+    }
+
+
+def test_evaluating_again_gives_every_bit_and_logs_the_opening(finished, tmp_path, cache):
+    _, folder, summary = finished
+    shutil.copytree(folder, tmp_path / "run")
+    for lost in ("summary.json", "cases.csv", "predictions", "predictor.safetensors"):  # stopped while it was evaluated
+        found = tmp_path / "run" / lost
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
+    assert evaluate(tmp_path / "run", cache=cache) == summary
+    assert digests(tmp_path / "run") == digests(folder)
+    assert len(digests(folder)) > 15
+    lines = (tmp_path / "run" / "test_openings.jsonl").read_text().splitlines()
+    assert [json.loads(line)["selection"] for line in lines] == ["last", "val_best", *["oracle"] * 2] * 2
+    assert json.loads(lines[-1])["so_far"] > json.loads(lines[3])["so_far"]
+
+
+def test_evaluating_on_cases_that_are_no_tests_opens_no_test_label(finished, tmp_path, cache, monkeypatch):
+    recipe, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    before, opened, plain = digests(tmp_path / "run"), set(), Phantom.read_label
+    monkeypatch.setattr(Phantom, "read_label", lambda self, case: opened.add(case.id) or plain(self, case))
+    found = evaluate(tmp_path / "run", on="development", cache=cache)
+    monkeypatch.undo()
+    split = json.loads((folder / "split.json").read_text())
+    parts = {part: set(split[part]) for part in ("labelled", "validation", "unlabelled")}
+    assert opened == set.union(*parts.values())
+    with (tmp_path / "run" / "development.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["selection"]: {r["case"] for r in rows if r["selection"] == row["selection"]} for row in rows} == parts
+    assert {entry["selection"] for entry in found["results"]} == set(parts)
+    after = digests(tmp_path / "run")
+    assert after.keys() - before.keys() == {"development.csv", "development.json"}
+    assert {name: after[name] for name in before} == before
+    line = json.loads((tmp_path / "run" / "test_openings.jsonl").read_text().splitlines()[-1])
+    assert (line["evaluated_on"], line["selection"], line["cases"]) == ("development", "unlabelled", 10)
+    # one score by hand
+    dataset = registry.build("dataset", recipe.data.dataset.name, **recipe.data.dataset.options)
+    row = next(r for r in rows if (r["selection"], r["predictor"], r["class"]) == ("labelled", "student", "large"))
+    case = dataset.manifest().case(row["case"])
+    Image.fromarray(dataset.read_image(case)[0].astype(np.float32)).save(tmp_path / "image.tif")
+    predict([folder], tmp_path / "image.tif", tmp_path / "label.png")
+    said, true = np.asarray(Image.open(tmp_path / "label.png")) == 1, dataset.read_label(case) == 1
+    assert float(row["dice"]) == pytest.approx(2 * (said & true).sum() / (said.sum() + true.sum()), abs=1e-6)
+
+
+def test_what_cannot_be_evaluated_is_refused_in_one_line(finished, tmp_path, cache):
+    _, folder, _ = finished
+    with pytest.raises(RunError, match=r"no run here \(no recipe\.yaml\)"):
+        evaluate(tmp_path, cache=cache)
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "stage-01-step-00000006.ckpt").unlink()
+    with pytest.raises(RunError, match="its last checkpoint is gone"):
+        evaluate(tmp_path / "run", cache=cache)
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(RunError, match=r"not finished \(stage 1 of 0 … 1, step 4 of 6\); labeleff run goes on with it"):
+        evaluate(tmp_path / "run", cache=cache)
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(finished, cache):
