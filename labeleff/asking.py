@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from labeleff.data.annotations import AnnotationStore
 from labeleff.data.rounds import Asked, Region, Rounds, slices_touched
 from labeleff.edits import Edit, Question
 from labeleff.errors import RecipeError
@@ -52,6 +53,17 @@ def regions_of(questions: Iterable[Question], data: Prepared) -> tuple[Region, .
                 Region(len(regions) + 1, question.case, tuple(start), size, float(question.score), question.note)
             )
     return tuple(regions)
+
+
+def current_label(annotations: AnnotationStore, rounds: Rounds, case: str) -> NDArray[np.uint8]:
+    """Return the label [*S] of a training case as it is known now: answers that training has not applied yet are in it."""
+    label = annotations.read(case, revision=annotations.revision)
+    for number in rounds.numbers():
+        for edit in rounds.edits(number):
+            if edit.case == case and edit.origin is not None and edit.mask is not None:
+                box = tuple(slice(o, o + n) for o, n in zip(edit.origin, edit.label.shape, strict=True))
+                label[box] = np.where(edit.mask, edit.label, label[box])
+    return label
 
 
 def answer_by_oracle(data: Prepared, rounds: Rounds, number: int) -> None:

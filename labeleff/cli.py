@@ -536,6 +536,33 @@ def export(
         typer.echo(f"{folder}: differs from the run by {found['largest_difference']:.2g} in a logit at most")
 
 
+@app.command("export-labels")
+def export_labels(
+    run: RunArgument,
+    folder: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder that is new or empty.")],
+    kind: Annotated[str, typer.Option("--format", help="nnunet (version 2, raw), or manifest.")] = "nnunet",
+    plugin: PluginOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write the labels a run has come to (given, corrected, pseudo, answered) as a data set; those of the test never.
+
+    [dim]labeleff export-labels runs/la8 nnUNet_raw/Dataset501_Atrium[/dim]
+
+    [dim]labeleff export-labels runs/la8 la8_labels --format manifest[/dim]
+    """
+    with _reported(debug=debug):
+        if kind not in LABEL_FORMATS:
+            raise RecipeError(
+                f"--format {kind}: labels are not exported as that.{did_you_mean(kind, LABEL_FORMATS)} "
+                f"Known: {', '.join(LABEL_FORMATS)}"
+            )
+        _load_plugins(plugin)
+        from labeleff.export_labels import export_labels as export_run_labels
+
+        for line in export_run_labels(run, kind, folder):  # type: ignore[arg-type]  # one of LABEL_FORMATS
+            typer.echo(line)
+
+
 @app.command()
 def doctor(
     cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,

@@ -61,7 +61,7 @@ def corrupt(data: str, noise: Component, folder: Path) -> dict[str, Any]:
             )
             wrong = found.label
             achieved.add(case.id, clean, wrong, spacing=case.spacing, strength=found.strength)
-        cases.append(_written(case, dataset, folder, wrong))
+        cases.append(written(case, dataset, folder, wrong))
     summary = {"model": {"name": noise.name, **noise.options}, **achieved.summary()}
     _draw(dataset, manifest, cases, achieved, folder)
     write_json(folder / "noise.json", summary)
@@ -82,13 +82,13 @@ def open_data(data: str) -> DataSet:
     return made
 
 
-def _written(case: Case, dataset: DataSet, folder: Path, wrong: NDArray[np.uint8] | None) -> Case:
-    """Return the case with its new label, files written where there were none to name."""
+def written(case: Case, dataset: DataSet, folder: Path, new: NDArray[np.uint8] | None) -> Case:
+    """Return the case for a manifest in a folder: with a new label, and files written where there were none to name."""
     image, label = case.image, case.label
     if "image" not in dataset.verbatim or not all(readable(s) and s.path.is_file() for s in image):
         image = (_save(folder / "images" / f"{case.id}.npz", "image", dataset.read_image(case)),)
-    if wrong is not None:
-        label = _save(folder / "labels" / f"{case.id}.npz", "label", wrong)
+    if new is not None:
+        label = _save(folder / "labels" / f"{case.id}.npz", "label", new)
     elif label is not None and not (
         "label" in dataset.verbatim and readable(label) and all(part.path.is_file() for part in label.parts)
     ):

@@ -6,7 +6,6 @@ one window's length of scores. Where scores of the whole case are needed, they l
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from labeleff.data.store import CHUNK, as_stored, resampled
 from labeleff.errors import DataError, RecipeError, RunError
 from labeleff.evaluation.averaging import Averaged
 from labeleff.evaluation.inference import count_windows, evaluating, predict_slabs, segment
+from labeleff.files import write_aside
 from labeleff.functional.regions import bits_of, largest_components
 from labeleff.predictor import Processing, open_predictor
 
@@ -254,7 +254,7 @@ def _read_volume(
         header.set_slope_inter(1, 0)
         header["cal_min"], header["cal_max"], header["descrip"] = 0, 0, b"labeleff"
         kind = nib.Nifti2Image if isinstance(file, nib.Nifti2Image) else nib.Nifti1Image
-        _save(target, lambda temporary: nib.save(kind(_undo(last, back), file.affine, header), temporary))
+        write_aside(target, lambda temporary: nib.save(kind(_undo(last, back), file.affine, header), temporary))
 
     return image, tuple(round(float(z), 6) for z in zooms), write
 
@@ -282,24 +282,11 @@ def _read_picture(
 
     def write(target: Path, values: NDArray[Any]) -> None:
         if target.suffix == ".npz":
-            _save(target, lambda temporary: np.savez_compressed(temporary, values=values))
+            write_aside(target, lambda temporary: np.savez_compressed(temporary, values=values))
         else:
-            _save(target, lambda temporary: Image.fromarray(values).save(temporary))
+            write_aside(target, lambda temporary: Image.fromarray(values).save(temporary))
 
     return image if image.dtype == np.uint8 else image.astype(np.float32), None, write
-
-
-def _save(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # -- one case -----------------------------------------------------------------------------------------------------------

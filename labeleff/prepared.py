@@ -641,7 +641,11 @@ def on_grid(label: NDArray[np.uint8], store: ImageStore, case: str) -> NDArray[n
         raise DataError(
             f"case {case!r}: the label has shape {label.shape}, the image {tuple(store.original_shape(case))}"
         )
-    shape = tuple(store.shape(case))
+    return nearest(label, tuple(store.shape(case)))
+
+
+def nearest(label: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return a label [*S] on another grid of the same extent, by nearest neighbour."""
     if label.shape == shape:
         return label
     index = [

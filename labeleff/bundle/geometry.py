@@ -12,6 +12,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from labeleff.data.formats.base import DataSet
+from labeleff.data.manifest import Case
 from labeleff.errors import DataError
 from labeleff.files import write_atomically
 from labeleff.prepared import Prepared
@@ -27,16 +29,21 @@ def grid_of(data: Prepared, case: str) -> tuple[tuple[int, int, int], NDArray[np
     """
     store = data.store
     shape, original = store.shape(case), store.original_shape(case)
-    affine = data.dataset.affine(data.manifest.case(case))
-    if affine is None:
-        spacing = data.manifest.case(case).spacing or (1.0,) * len(original)
-        affine = np.diag([*spacing, *[1.0] * (4 - len(original))])
+    affine = affine_of(data.dataset, data.manifest.case(case), len(original))
     factors = np.ones(3)
     factors[: len(shape)] = np.array(original) / np.array(shape)
     resampled = np.diag([*factors, 1.0])
     resampled[:3, 3] = (factors - 1) / 2  # voxel i of n covers as much as its share of the old ones
     three = (*shape, *[1] * (3 - len(shape)))
-    return (three[0], three[1], three[2]), np.asarray(affine, float) @ resampled
+    return (three[0], three[1], three[2]), affine @ resampled
+
+
+def affine_of(dataset: DataSet, case: Case, axes: int) -> NDArray[np.float64]:
+    """Return the affine [4, 4] of a case as it is read; of formats that tell none, the spacing alone (unknown: 1)."""
+    affine = dataset.affine(case)
+    if affine is None:
+        affine = np.diag([*(case.spacing or (1.0,) * axes), *[1.0] * (4 - axes)])
+    return np.asarray(affine, np.float64)
 
 
 def as_volume(array: NDArray[Any]) -> NDArray[Any]:

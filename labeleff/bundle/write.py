@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from labeleff.asking import current_label
 from labeleff.batch import IGNORE
 from labeleff.bundle.geometry import as_volume, grid_of, write_nifti
 from labeleff.data.rounds import Asked, Region, Rounds
@@ -111,12 +112,7 @@ def expected(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return the label map [*S] of one case as it is handed out, the class K for what is unknown, and what is locked."""
     case = regions[0].case
-    label = data.annotations.read(case, revision=data.annotations.revision)
-    for earlier in rounds.numbers():  # answers that training has not applied yet
-        for edit in rounds.edits(earlier):
-            if edit.case == case and edit.origin is not None and edit.mask is not None:
-                box = tuple(slice(o, o + n) for o, n in zip(edit.origin, edit.label.shape, strict=True))
-                label[box] = np.where(edit.mask, edit.label, label[box])
+    label = current_label(data.annotations, rounds, case)
     locked = label != IGNORE
     found = np.where(locked, label, len(data.task.classes)).astype(np.uint8)
     prediction = rounds.prediction(asked.number, case) if mode == "correct" else None
