@@ -584,6 +584,25 @@ def doctor(
             raise typer.Exit(1)
 
 
+@new.command("strategy")
+def new_strategy(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and underscores.")],
+    folder: Annotated[Path, typer.Option(help="Where to; default here.")] = Path(),
+    debug: DebugOption = False,
+) -> None:
+    """Write a strategy of under 25 lines, a recipe that tries it in a minute, and a test of what every strategy promises.
+
+    [dim]labeleff new strategy my_idea[/dim]
+
+    [dim]labeleff run my_idea.yaml --plugin my_idea.py[/dim]
+    """
+    with _reported(debug=debug):
+        from labeleff.scaffold import new_strategy as write_strategy
+
+        for line in write_strategy(name, folder):
+            typer.echo(line)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help=", ".join(LISTS) + ".", autocompletion=_complete_list)],
