@@ -312,6 +312,27 @@ def inspect(
 
 
 @app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="A folder, a table of files (.csv), or a manifest (.json).")],
+    output: Annotated[Path, typer.Option(help="The recipe; must be new.")] = Path("recipe.yaml"),
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB to plan for; default: the GPU's, or a quarter of the machine's.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Propose a recipe from what the data look like, each choice with its reason; test labels stay closed.
+
+    [dim]labeleff init my_scans.json[/dim]
+
+    [dim]labeleff check recipe.yaml[/dim]
+    """
+    with _reported(debug=debug):
+        from labeleff.proposing import init as propose_recipe
+
+        propose_recipe(data, output, memory=memory)
+
+
+@app.command()
 def corrupt(
     data: Annotated[str, typer.Argument(help="A manifest (.json), or a recipe for its data set.")],
     noise: Annotated[str, typer.Argument(help="A label-noise model: labeleff list noise.")],

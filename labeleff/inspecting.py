@@ -52,7 +52,7 @@ def inspect(data: str, folder: Path, *, test_labels: bool = False, shown: int = 
     rows, tiles = [], []
     for case in track(manifest.cases, description="inspecting", console=console(), transient=True):
         image = dataset.read_image(case)
-        label = _label_of(dataset, case) if test_labels or case.role != "test" else None
+        label = label_of(dataset, case) if test_labels or case.role != "test" else None
         rows.append(_row(case, image, label, manifest, in_ml=in_ml))
         if case.id in chosen:
             tiles.append(_tile(case, image, label, manifest))
@@ -65,7 +65,7 @@ def inspect(data: str, folder: Path, *, test_labels: bool = False, shown: int = 
     return rows
 
 
-def _label_of(dataset: DataSet, case: Case) -> NDArray[np.uint8] | None:
+def label_of(dataset: DataSet, case: Case) -> NDArray[np.uint8] | None:
     """Return the label of a case, that of its first rater where there is no other."""
     if case.label is not None:
         return dataset.read_label(case)

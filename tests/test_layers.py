@@ -34,6 +34,7 @@ LAYERS = {
         "inspecting",
         "suspects",
         "scaffold",
+        "proposing",
         "report",
         "bundle",
         "sweep",

@@ -114,7 +114,7 @@ def write_index(folder: Path, path: Path, choices: Choices | None = None) -> lis
     if path.exists():
         raise DataError(f"{path}: exists already; labeleff add appends cases to it, or give --out another name")
     found = index_folder(folder, choices)
-    _write(found.manifest, path)
+    write(found.manifest, path)
     return [*in_words(found), f"written: {path}; look for trouble in it with: labeleff audit {path}"]
 
 
@@ -136,11 +136,16 @@ def add_folder(path: Path, folder: Path, choices: Choices | None = None) -> list
         chosen = replace(chosen, values=sources[0].values if sources else ())
     found = index_folder(folder, chosen)
     merged, said = _merged(old, found.manifest, str(folder))
-    _write(merged, path)
+    write(merged, path)
     return [f"{folder}: {found.layout}", *found.notes, *_shortened(found.left_out, "left out: "), *said]
 
 
-def _write(manifest: Manifest, path: Path) -> None:
+def write(manifest: Manifest, path: Path) -> None:
+    """Write a manifest file.
+
+    Raises:
+        DataError: It cannot be written.
+    """
     try:
         write_manifest(manifest, path)
     except OSError as error:
