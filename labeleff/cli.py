@@ -497,7 +497,10 @@ def budget(run: RunArgument, debug: DebugOption = False) -> None:
 @app.command()
 def predict(
     run: RunArgument,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI file (2-D: PNG, TIFF, JPEG), or a folder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="A NIfTI file (2-D: PNG, TIFF, JPEG), a folder, or a manifest (.json)."),
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A file for a file, or a folder.")],
     also: Annotated[
         list[Path] | None, typer.Option("--also", metavar="RUN", help="Another run of an ensemble; repeatable.")

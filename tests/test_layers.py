@@ -28,6 +28,7 @@ LAYERS = {
         "doctor",
         "predictor",
         "predict",
+        "unseen",
         "export",
         "export_labels",
         "corruption",

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from labeleff.backbones.views import Ensemble
 from labeleff.backbones.weights import state_of
 from labeleff.cli import app
-from labeleff.data.manifest import Case, Source
+from labeleff.data.manifest import Case, Manifest, Source, write_manifest
 from labeleff.data.store import ImageStore, as_stored
 from labeleff.errors import DataError, RecipeError, RunError
 from labeleff.evaluation.inference import count_windows, evaluating, predict_slabs, predict_volume
@@ -31,13 +31,13 @@ from .conftest import tiny
 CLASSES = ("background", "one", "two")
 
 
-def write_run(folder, *, ndim=3, axes=3, seed=0, backbone=None, **changes):
+def write_run(folder, *, ndim=3, axes=3, seed=0, backbone=None, dataset=None, **changes):
     """Write what a finished run leaves for prediction, without having run."""
     patch = (16,) * ndim
     recipe = load_recipe(
         tiny(
             backbone=backbone or {"name": "unet", "channels": [4, 8], "res_units": 0},
-            data=tiny()["data"] | {"patch": list(patch)},
+            data=tiny()["data"] | {"patch": list(patch)} | ({"dataset": dataset} if dataset else {}),
             stages=[{"strategy": "supervised", "steps": 1}],
         )
     )
@@ -360,3 +360,69 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     result = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--to", "onnx"])
     assert (result.exit_code, "Known: safetensors, bundle" in " ".join(result.output.split())) == (2, True)
+
+
+def write_channels(folder, marks, *, second=None):
+    """Write a volume of two channels as one file and as two, of which the second is stored with other axes."""
+    folder.mkdir()
+    values = np.random.default_rng(3).normal(100, 30, (18, 21, 19, 2)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, OBLIQUE), folder.parent / "both.nii.gz")
+    first, other = (nib.Nifti1Image(values[..., channel], OBLIQUE) for channel in (0, 1))
+    nib.save(first, folder / f"scan{marks[0]}.nii.gz")
+    nib.save(
+        other.as_reoriented([[0, -1], [2, 1], [1, -1]]) if second is None else second, folder / f"scan{marks[1]}.nii.gz"
+    )
+    return nib.load(folder / f"scan{marks[0]}.nii.gz")
+
+
+@pytest.mark.parametrize("how", ["numbered", "endings of the recipe", "manifest"])
+def test_channels_may_be_files_of_their_own(tmp_path, how):
+    marks = ("_t1", "_t2") if how == "endings of the recipe" else ("_0000", "_0001")
+    dataset = {"name": "nifti", "path": "x", "channels": list(marks)} if how == "endings of the recipe" else None
+    write_run(tmp_path / "run", channels=2, dataset=dataset)
+    given = write_channels(tmp_path / "scans", marks)
+    predict([tmp_path / "run"], tmp_path / "both.nii.gz", tmp_path / "expected.nii.gz")
+    source = tmp_path / "scans"
+    if how == "manifest":
+        files = tuple(Source(source / f"scan{mark}.nii.gz") for mark in marks)
+        source = tmp_path / "scans.json"
+        write_manifest(Manifest("scans", (Case("scan", "p", files),), CLASSES, 3, 2), source)
+    done = CliRunner().invoke(app, ["predict", str(tmp_path / "run"), str(source), str(tmp_path / "out")])
+    assert done.exit_code == 0, done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan.nii.gz"]
+    label, expected = nib.load(tmp_path / "out" / "scan.nii.gz"), nib.load(tmp_path / "expected.nii.gz")
+    assert np.array_equal(label.affine, given.affine)
+    assert np.array_equal(np.asarray(label.dataobj), np.asarray(expected.dataobj))
+    assert len(np.unique(label.dataobj)) > 1
+
+
+def test_pictures_whose_channels_are_files(tmp_path):
+    network, processing = write_run(tmp_path / "run", ndim=2, axes=2, channels=2)
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(0).integers(0, 255, (2, 20, 24)).astype(np.uint8)
+    for number, channel in enumerate(values):
+        Image.fromarray(channel).save(tmp_path / "in" / f"cell_{number:04d}.png")
+    predict([tmp_path / "run"], tmp_path / "in", tmp_path / "out")
+    image = torch.from_numpy(as_stored(values, "zscore"))
+    whole = predict_volume(network, image, ndim=2, patch=processing.patch, window_batch=3, num_classes=3)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "cell.png")), whole.argmax(0).numpy())
+
+
+def test_channels_that_do_not_belong_together_are_refused(tmp_path):
+    write_run(tmp_path / "run", channels=2)
+    moved = nib.Nifti1Image(np.zeros((18, 21, 19), np.float32), np.diag([1.0, 1, 1, 1]))
+    write_channels(tmp_path / "scans", ("_0000", "_0001"), second=moved)
+    run = [tmp_path / "run"]
+    with pytest.raises(DataError, match=r"scan_0001\.nii\.gz: lies elsewhere than scan_0000\.nii\.gz"):
+        predict(run, tmp_path / "scans", tmp_path / "out")
+    nib.save(moved, tmp_path / "scans" / "more.nii.gz")
+    with pytest.raises(DataError, match=r"more\.nii\.gz: ends in none of _0000, _0001"):
+        predict(run, tmp_path / "scans", tmp_path / "out")
+    (tmp_path / "scans" / "scan_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match="the channel scan_0001 of this image is not in the folder"):
+        predict(run, tmp_path / "scans", tmp_path / "out")
+    source = tmp_path / "scans.json"
+    write_manifest(Manifest("scans", (Case("a", "p", (Source(tmp_path / "both.nii.gz"),)),), CLASSES, 3), source)
+    with pytest.raises(DataError, match=r"3-D with 1 channel\(s\); this run was trained on 3-D with 2"):
+        predict(run, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
