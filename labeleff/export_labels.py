@@ -211,7 +211,12 @@ class _Values:
         order = sorted(within, key=lambda name: -len(within[name]))  # what contains another is in more sets
         size = {value: one.bit_count() for value, one in enumerate(self.sets, start=1)}
         return {
-            "labels": {"background": 0, **{name: within[name] for name in order}, **ignored},
+            # a list of one number is taken for background by nnU-Net
+            "labels": {
+                "background": 0,
+                **{name: within[name] if len(within[name]) > 1 else within[name][0] for name in order},
+                **ignored,
+            },
             "regions_class_order": [min(within[name], key=lambda v: (size[v], v)) for name in order],
         }
 

@@ -142,7 +142,7 @@ def test_overlapping_regions_become_nnunet_regions(tmp_path, cache):
 def test_nested_regions_come_back_from_the_one_map_that_nnunet_writes():
     values = _Values(("background", "core", "enhancing", "whole"), _sets([0b100, 0b101, 0b111], 3), partial=True)
     found = values.described()
-    assert found["labels"] == {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3], "ignore": 4}
+    assert found["labels"] == {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
     label = np.array([0, 0b100, 0b101, 0b111, IGNORE], np.uint8)
     stored = values.stored(label)
     assert stored.tolist() == [0, 1, 2, 3, 4]

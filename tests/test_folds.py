@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from labeleff.errors import RecipeError
+from labeleff.errors import RecipeError, RunError
+from labeleff.evaluating import evaluate
 from labeleff.evaluation.tables import read_cases_csv
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
@@ -31,6 +32,12 @@ def test_a_recipe_with_folds_runs_them_all_and_pools_them(tmp_path, cache):
         load_recipe(tiny(), ["evaluation.folds=2", "stages.0.steps=2", "stages.1.steps=2"]), tmp_path, cache=cache
     )
     assert again == summary
+    with pytest.raises(RunError, match="this run has folds; evaluate one of them"):
+        evaluate(tmp_path, on="development", cache=cache)
+    kept = (tmp_path / "cases.csv").read_bytes()
+    (tmp_path / "cases.csv").unlink()
+    assert evaluate(tmp_path, cache=cache) == summary
+    assert (tmp_path / "cases.csv").read_bytes() == kept
 
 
 @pytest.mark.parametrize("override", ["evaluation.folds=1", "evaluation.fold=0"])

@@ -333,6 +333,7 @@ def test_baseline_is_run_beside(tmp_path, cache):
     compared = run(load_recipe(values), tmp_path, fresh=True, cache=cache)
     assert len(list((tmp_path / "comparison").glob("*.png"))) == 3
     assert set(compared["runs"]) == {"baseline", "tiny"}
+    assert evaluate(tmp_path, cache=cache) == compared
     one, two = (json.loads((tmp_path / f / "split.json").read_text())["hash"] for f in ("", "baseline"))
     assert one == two
 
