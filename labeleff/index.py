@@ -1,6 +1,6 @@
 """The generated listing of components, read by the command line in place of importing torch.
 
-``python -m labeleff.index`` writes it; a test keeps it true.
+``python -m labeleff.index`` writes it, and the pages of all components (:mod:`labeleff.pages`); a test keeps them true.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from labeleff import registry
+from labeleff import pages, registry
 
 PATH = Path(__file__).parent / "_index.json"
 
@@ -44,3 +44,7 @@ def render() -> str:
 
 if __name__ == "__main__":
     PATH.write_text(render())
+    if pages.FOLDER.parent.is_dir():  # not where the package is installed without its source
+        pages.FOLDER.mkdir(exist_ok=True)
+        for name, text in pages.render_pages().items():
+            (pages.FOLDER / name).write_text(text)

@@ -11,7 +11,7 @@ LAYERS = {
     1: ("errors", "files", "batch", "edits", "registry", "plugins", "functional"),
     2: ("data", "backbones", "evaluation"),
     3: ("strategies", "annotators"),
-    4: ("recipe", "convert", "recipe_io", "learner", "testing", "index"),
+    4: ("recipe", "convert", "recipe_io", "learner", "testing", "index", "pages"),
     5: (
         "rundir",
         "runlog",
