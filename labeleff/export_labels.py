@@ -79,7 +79,9 @@ def _open(run: Path) -> _Run:
     try:
         split = json.loads((run / "split.json").read_text())
     except (OSError, ValueError) as error:
-        raise RunError(f"{run / 'split.json'}: cannot be read ({error}); labeleff run writes it") from error
+        raise RunError(
+            f"{run / 'split.json'}: cannot be read ({error}); of a run with folds, give one of them"
+        ) from error
     dataset: DataSet = registry.build("dataset", recipe.data.dataset.name, **recipe.data.dataset.options)
     annotations = AnnotationStore.open(run / "annotations")
     return _Run(recipe.name, dataset, dataset.manifest(), split, annotations, Rounds(run))
@@ -143,6 +145,8 @@ def _write(path: Path, array: NDArray[Any], run: _Run, case: Case) -> None:
     """Write voxels in the geometry of a case; 2-D images as TIFF, which holds real numbers too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if array.ndim == 3:
+        if array.dtype != np.uint8 and np.abs(array).max() < 2**15 and not (array % 1).any():
+            array = array.astype(np.int16)  # what came as whole numbers takes half the room
         write_nifti(path, array, affine_of(run.dataset, case, 3))
     else:
         write_aside(path, lambda temporary: Image.fromarray(array).save(temporary, format="TIFF"))

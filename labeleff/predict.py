@@ -116,7 +116,8 @@ def _joined(runs: Sequence[Path], flips: Sequence[int]) -> tuple[nn.Module, Proc
         raise RecipeError(f"--flips {beyond[0]}: this network has the axes 0 to {first.dimensions - 1}")
     networks = [one.network for one in found]
     network = networks[0] if len(networks) == 1 else Ensemble(networks, regions=not first.exclusive)
-    endings = tuple(found[0].recipe.data.dataset.options.get("channels", ()))
+    named = found[0].recipe.data.dataset.options.get("channels")
+    endings = tuple(map(str, named)) if isinstance(named, list | tuple) else ()
     return (Averaged(network, first.task, flips=flips) if flips else network).eval(), first, endings
 
 

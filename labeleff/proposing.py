@@ -31,6 +31,7 @@ from torch import nn
 from labeleff import registry
 from labeleff.batch import IGNORE, Task
 from labeleff.data.formats.base import DataSet
+from labeleff.data.formats.manifest_file import ManifestFile
 from labeleff.data.manifest import Manifest
 from labeleff.data.recognise import in_words, index_folder
 from labeleff.data.recognise import write as write_rows
@@ -58,7 +59,8 @@ MOST_CPU = {2: 192**2, 3: 64**3}
 BATCHES = {2: 16, 3: 4}
 """Samples of a batch at the most."""
 TRAINED = 3
-"""Of what the blocks of a network return, so many copies are held in a step: themselves, gradients, what norms keep."""
+"""Of what the blocks of a network return, so many copies are planned for: what is kept for the gradient (0.8 of one, for a U-Net of
+four levels), gradients, kernels' own room, and methods that pass an image twice."""
 SHARE = 0.6
 """Of the memory there is, so much is planned for."""
 SEEN = 60
@@ -116,20 +118,23 @@ def init(source: Path, output: Path, *, memory: float | None = None) -> list[Cho
     """
     if output.exists():
         raise DataError(f"{output}: exists already; give --output another name")
-    path, lines = source, []
+    path, lines, found = source, [], None
     if source.suffix != ".json":
         path = output.parent / f"{source.resolve().name.removesuffix('.csv')}.json"
         if path.exists():
             raise DataError(f"{path}: exists already; if it is the manifest of {source}: labeleff init {path}")
         found = index_folder(source)
         lines = in_words(found)
-        write_rows(found.manifest, path)
-    dataset: DataSet = registry.build("dataset", "manifest", path=str(path))
-    manifest = dataset.manifest()
+    dataset = ManifestFile(path=str(path))
+    manifest = dataset.manifest() if found is None else found.manifest
+    dataset.head = manifest
     gpu = torch.cuda.is_available()
     known = memory if memory is not None else _memory(gpu=gpu)
     choices = propose(manifest, fingerprint(dataset, manifest), str(path), memory=known, gpu=gpu)
-    write_atomically(output, as_yaml(choices, path))
+    text = as_yaml(choices, path)
+    if found is not None:  # only once nothing can go wrong any more
+        write_rows(manifest, path)
+    write_atomically(output, text)
     _print(choices, lines, output)
     return choices
 

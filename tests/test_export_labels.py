@@ -39,6 +39,8 @@ def volumes(tmp_path_factory, cache):
     for number, role in enumerate(["train"] * 4 + ["test"]):
         name = f"c{number}"
         images[name] = rng.normal(size=SHAPE).astype(np.float32)
+        if number == 4:
+            images[name] = np.rint(100 * images[name]) - 1000  # Hounsfield units
         labels[name] = rng.integers(0, 3, SHAPE).astype(np.uint8)
         for kind, array in (("image", images[name]), ("label", labels[name])):
             nib.save(nib.Nifti1Image(array, AFFINE), folder / f"{name}_{kind}.nii.gz")
@@ -92,6 +94,10 @@ def test_nnunet_holds_what_is_known_where_it_was(volumes, tmp_path):
         assert np.array_equal(again.read_image(case)[0], canonical(images[case.id]))
         assert case.id == "c4" or np.array_equal(again.read_label(case), expected[case.id])
     assert silent not in known
+    kinds = {
+        n: nib.load(tmp_path / "Dataset007_Cubes" / n).get_data_dtype() for n in (written[0], "imagesTs/c4_0000.nii.gz")
+    }
+    assert list(kinds.values()) == [np.float32, np.int16]
 
 
 def test_manifest_points_at_files_and_reads_no_test_label(volumes, tmp_path, monkeypatch):

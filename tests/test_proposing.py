@@ -140,6 +140,12 @@ def test_a_folder_becomes_a_recipe_that_passes_the_check(tmp_path, cache, monkey
         if number < 4:
             nib.save(nib.Nifti1Image(label, affine), tmp_path / "scans" / "labels" / f"s{number}.nii.gz")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare").mkdir()
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4)), tmp_path / "bare" / "s0.nii.gz")
+    refused = CliRunner().invoke(app, ["init", "bare"])
+    assert refused.exit_code == 2
+    assert "no training patient has a label" in refused.stderr
+    assert not list(tmp_path.glob("*.json"))
     done = CliRunner().invoke(app, ["init", "scans", "--memory", "2"])
     assert done.exit_code == 0, done.stderr
     assert "4 patients have labels, 2 have none" in done.output
