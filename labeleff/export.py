@@ -16,6 +16,7 @@ from torch import nn
 from labeleff import __version__
 from labeleff.backbones.outputs import Unwrapped
 from labeleff.backbones.weights import state_of
+from labeleff.data.provenance import HEADER
 from labeleff.errors import RunError
 from labeleff.evaluation.inference import evaluating
 from labeleff.files import write_atomically, write_json
@@ -29,7 +30,8 @@ TOLERANCE = 1e-4
 def export(run: Path, to: Target, folder: Path) -> dict[str, Any]:
     """Write the predictor of a run into a new folder, whole or not at all, and return the comparison with the run.
 
-    ``safetensors``: ``model.safetensors`` and ``processing.json``. ``bundle``: a MONAI bundle (``configs/``, ``models/``)
+    ``safetensors``: ``model.safetensors``, with all that the run's own file says of itself in its header, and
+    ``processing.json``. ``bundle``: a MONAI bundle (``configs/``, ``models/``)
     that needs MONAI and torch alone, and ``processing.json``.
 
     Args:
@@ -95,7 +97,8 @@ def _compared(predictor: Predictor, other: nn.Module) -> dict[str, Any]:
 
 def _write_weights(predictor: Predictor, place: Path) -> nn.Module:
     """Write the weights, and return the network that they give back."""
-    write_atomically(place / "model.safetensors", save(state_of(predictor.network)))
+    header = {HEADER: json.dumps(predictor.header)}
+    write_atomically(place / "model.safetensors", save(state_of(predictor.network), metadata=header))
     again = structure_of(predictor.recipe, predictor.processing.task, predictor.header["predictor"])
     again.load_state_dict(load_file(place / "model.safetensors"))
     return again

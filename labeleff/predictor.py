@@ -15,6 +15,7 @@ from torch import nn
 
 from labeleff import registry
 from labeleff.batch import Task
+from labeleff.data.provenance import HEADER
 from labeleff.errors import RunError
 from labeleff.prepared import Prepared, make_backbone
 from labeleff.recipe import Recipe
@@ -22,7 +23,6 @@ from labeleff.recipe_io import load_recipe
 from labeleff.strategies.base import Strategy
 
 FILE = "predictor.safetensors"
-HEADER = "labeleff"
 ORIENTATION = "RAS"
 """Closest canonical orientation: axes run to the right, to the front and upwards."""
 
@@ -131,9 +131,11 @@ def open_predictor(run: Path) -> Predictor:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})[HEADER])
+        if not isinstance(header, dict) or not {"predictor", "recipe"} <= header.keys():
+            raise KeyError("predictor")
         tensors = load_file(path)
         processing = _processing(header["processing"]) if "processing" in header else None
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: not a predictor that labeleff wrote, or damaged ({error})") from error
     if processing is None:
         raise RunError(

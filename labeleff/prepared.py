@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -30,6 +30,7 @@ from labeleff.data.module import StepData, make_loader
 from labeleff.data.noise.base import NoiseModel
 from labeleff.data.noise.measure import Achieved
 from labeleff.data.priors.base import Known, Prior, as_plain, checked
+from labeleff.data.provenance import Provenance, Start, digest, provenance_in, start_from, starts_in
 from labeleff.data.sampling import StreamPlan
 from labeleff.data.split import Split, evenly, make_split
 from labeleff.data.store import ImageStore
@@ -69,6 +70,8 @@ class Prepared:
     """Expected shares of the classes in unlabelled cases [1, K], or in their slices [n, K], see ``data.prior``."""
     prior_mark: str = ""
     """What must stand beside a result that rests on them."""
+    starts: tuple[Start, ...] = ()
+    """The files that stages start from, and what these have learnt from."""
 
     # -- networks -------------------------------------------------------------------------------------------------------
 
@@ -82,12 +85,16 @@ class Prepared:
         With it come what the file holds beside a network, the other networks of an ensemble, and what to say of the file.
 
         Raises:
-            RunError: The file cannot be read, or fills less of the network than ``start_share``.
+            RunError: The file cannot be read, is not the one that was looked at, or fills less of the network than
+                ``start_share``.
         """
         if stage.start == "previous":
             return backbone, {}, ""
         if stage.start == "fresh":
             return self.backbone(seed), {}, ""
+        looked_at = next((start for start in self.starts if start.file == stage.start), None)
+        if looked_at is not None and provenance_in(Path(stage.start)) != looked_at.provenance:
+            raise RunError(f"start: {stage.start}: the file has changed since the run began; start over with --fresh")
         if stage.start_share < 1:  # what the file leaves is drawn as in a fresh network, not what came before
             backbone = self.backbone(seed)
         own, others = first_of_ensemble(read_weights(Path(stage.start)))
@@ -99,7 +106,27 @@ class Prepared:
             minimum=stage.start_share,
             what=f"start: {stage.start}: these weights do not load into {self.recipe.backbone.name}",
         )
-        return backbone, others, f"{stage.start}: {report.summary}"
+        warning = f". {looked_at.note}" if looked_at is not None and looked_at.note else ""
+        return backbone, others, f"{stage.start}: {report.summary}{warning}"
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Return what the weights of this run have learnt from, with all that its files have."""
+        split, seen = self.split, set[str]()
+        if self.recipe.evaluation.every:
+            seen.update(split.validation)
+        if split.evaluate_on == "development":  # settings are chosen by them
+            seen.update(split.test)
+        if self.recipe.data.prior is not None:
+            seen.update(split.unlabelled)
+        for index, stage in enumerate(self.recipe.stages):
+            if stage.steps:
+                strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+                seen |= self.bound(stage, index, strategy)
+        found = Provenance(frozenset(digest(self.store.content(case)) for case in seen), (self.manifest.name,))
+        for start in self.starts:
+            found = found.joined(start.provenance or Provenance(unknown=(start.file,)))
+        return found
 
     # -- data -----------------------------------------------------------------------------------------------------------
 
@@ -420,6 +447,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     )
     if write:
         _write_split(folder, split)
+    starts = _starts(folder / "starts.json", recipe, split, store, write=write)
     annotations = _annotations(folder / "annotations", dataset, manifest, split, store, spec, write=write)
     audit = audit.with_labels(audit_labels(manifest, split.labelled, annotations.read_given))
     if write:
@@ -437,6 +465,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         annotations=annotations,
         task=task,
         slice_axis=slice_axis,
+        starts=starts,
         raters=_raters(folder / "raters.json", dataset, manifest, split, store, spec) if write else None,
     )
     if spec.prior is not None:
@@ -507,6 +536,28 @@ def _visible(prepared: Prepared) -> Known:
         budget=budget,
         truth=prepared.hidden_label,
     )
+
+
+def _starts(path: Path, recipe: Recipe, split: Split, store: ImageStore, *, write: bool) -> tuple[Start, ...]:
+    """Return the files that stages start from, looked at once: a resumed run needs them no more.
+
+    Raises:
+        RunError: A file cannot be read, or has learnt from test cases.
+    """
+    if path.exists():
+        try:
+            return starts_in(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: damaged ({error}); start over with --fresh") from error
+    test = [(case, store.content(case)) for case in split.test]
+    starts = tuple(
+        start_from(index, stage.start, test, allowed=stage.start_overlap == "allow")
+        for index, stage in enumerate(recipe.stages)
+        if stage.start not in ("previous", "fresh")
+    )
+    if starts and write:
+        write_json(path, [start.as_plain() for start in starts])
+    return starts
 
 
 def _write_split(folder: Path, split: Split) -> None:
@@ -675,6 +726,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "notes": [
             *split.notes,
             *([prepared.prior_mark] if prepared.prior_mark else []),
+            *(start.note for start in prepared.starts if start.note),
             *_rater_notes(prepared),
             *_query_notes(prepared.recipe),
             *_partition_notes(prepared),

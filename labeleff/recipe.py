@@ -138,6 +138,7 @@ class Stage:
         fold: Which part this stage leaves out; null: all in turn, as stages of their own.
         start: ``previous``, ``fresh``, or a file of weights: safetensors, or a torch file of nothing but tensors.
         start_share: Smallest share of the network's numbers that this file must fill, in (0, 1]; the rest is drawn afresh.
+        start_overlap: ``allow`` runs even where this file has learnt from test cases of this run, and marks the result.
         take: Which weights are handed on: ``last`` or ``val_best``.
         optimiser_state: ``fresh``, or ``previous`` to take over moments from the stage before.
     """
@@ -158,6 +159,7 @@ class Stage:
     fold: int | None = None
     start: str = "previous"
     start_share: float = 1.0
+    start_overlap: Literal["refuse", "allow"] = "refuse"
     take: Literal["last", "val_best"] = "last"
 
     @property

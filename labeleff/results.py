@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from labeleff import __version__, registry
 from labeleff.asking import summary as rounds_summary
 from labeleff.backbones.weights import state_of
 from labeleff.data.manifest import Case
+from labeleff.data.provenance import HEADER
 from labeleff.data.raters import reference
 from labeleff.data.rounds import Rounds
 from labeleff.errors import RunError
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.tables import ROUND, rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
-from labeleff.predictor import FILE, HEADER, processing_of
+from labeleff.predictor import FILE, processing_of
 from labeleff.prepared import Prepared, describe
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
@@ -84,17 +86,31 @@ def best_of(history: Iterable[Mapping[str, Any]], stage: int) -> Mapping[str, An
     return max(entries, key=lambda entry: (entry["dice"], -entry["step"]), default=None)
 
 
-def keep_snapshot(directory: RunDirectory, backbone: nn.Module, strategy: Strategy, *, stage: int, step: int) -> None:
+def keep_snapshot(
+    data: Prepared, directory: RunDirectory, backbone: nn.Module, strategy: Strategy, *, stage: int, step: int
+) -> None:
     """Keep the weights of the backbone and the strategy as they are at a step."""
     tensors = _tensors("backbone", backbone) | _tensors("strategy", strategy)
-    write_atomically(snapshot_path(directory, stage, step), save(tensors))
+    header = {HEADER: json.dumps(origin_of(data))}
+    write_atomically(snapshot_path(directory, stage, step), save(tensors, metadata=header))
+
+
+def origin_of(data: Prepared) -> dict[str, Any]:
+    """Return what a file of weights says of where they come from: the run with its seeds, versions, and all cases they saw."""
+    return {
+        "version": __version__,
+        "packages": {name: version(name) for name in ("torch", "pytorch-lightning", "monai", "numpy")},
+        "recipe": to_mapping(data.recipe),
+        "split": data.split.hash,
+        "provenance": data.provenance.as_plain(),
+    }
 
 
 def validate(
     data: Prepared, directory: RunDirectory, backbone: nn.Module, strategy: Strategy, *, stage: int, step: int
 ) -> dict[str, Any]:
     """Keep a snapshot of the weights and return its entry: stage, step and mean validation Dice of the first predictor."""
-    keep_snapshot(directory, backbone, strategy, stage=stage, step=step)
+    keep_snapshot(data, directory, backbone, strategy, stage=stage, step=step)
     cases = data.evaluation_cases("validation")
     dice = None
     if cases:
@@ -276,11 +292,9 @@ class Results:
         """Write the weights that are handed on, with one header entry (several would come in an order of chance)."""
         name, network = next(iter(networks.items()))
         header = {
-            "version": __version__,
+            **origin_of(self.data),
             "predictor": name,
-            "recipe": to_mapping(self.recipe),
             "classes": list(self.data.task.classes),
-            "split": self.data.split.hash,
             "processing": processing_of(self.data).as_plain(),
         }
         content = save(state_of(network), metadata={HEADER: json.dumps(header)})

@@ -3,6 +3,7 @@
 recipe.yaml  environment.json  split.json  audit.json       what the run is
 raters.json                                                 how far several raters of the labelled cases agree
 priors.json                                                 expected sizes of organs in unlabelled cases
+starts.json                                                 files that stages start from, and what these have learnt from
 metrics.jsonl  tensorboard/                                 what was seen on the way
 annotations/                                                labels and their revisions
 rounds/  ledger.jsonl  bundles/                             what people or an oracle were asked, and answered
@@ -44,7 +45,7 @@ CHECKPOINT_FORMAT = 2
 KEPT_CHECKPOINTS = 2
 
 
-NOT_TAKEN_OVER = ("recipe.yaml", "environment.json", "priors.json", ".lock")
+NOT_TAKEN_OVER = ("recipe.yaml", "environment.json", "priors.json", "starts.json", ".lock")
 """What a run has of its own where it starts from another one's stages."""
 TAKEN_OF_OTHER_LABELS = ("checkpoints", "metrics.jsonl", "tensorboard")
 """What a run takes over from stages that saw no label, trained beside other labelled patients."""
@@ -208,7 +209,7 @@ class RunDirectory:
         """Remove what a run wrote (``--fresh``), but not the log of test openings, the baseline, or anybody's other files."""
         self._keep_answers()
         owned = re.compile(
-            r"recipe\.yaml|environment\.json|split\.json|audit\.json|raters\.json|priors\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
+            r"recipe\.yaml|environment\.json|split\.json|audit\.json|raters\.json|priors\.json|starts\.json|metrics\.jsonl|tensorboard|annotations|checkpoints"
             r"|rounds|ledger\.jsonl|bundles|hidden|noise\.json|snapshots|predictor\.safetensors|cases\.csv|corrections\.csv|development\.(csv|json)|predictions|pictures|summary\.json|extensions\.jsonl|comparison(\.json)?"
         )
         for path in self.folder.iterdir():

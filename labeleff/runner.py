@@ -499,7 +499,7 @@ class Run:
         """Keep the network of a part; after the last one the annotator sees every case by the network that never did."""
         stage = self.recipe.stages[index]
         if not process_rank():
-            keep_snapshot(self.directory, self.backbone, strategy, stage=index, step=stage.steps)
+            keep_snapshot(self.data, self.directory, self.backbone, strategy, stage=index, step=stage.steps)
         if annotator is not None and stage.fold == stage.folds - 1:
             self._revise(index, strategy, annotator, stage.steps, (None, None))
 
@@ -589,7 +589,7 @@ class Run:
         waits = [""]
         if not process_rank():
             if self.recipe.evaluation.rounds and index == len(self.recipe.stages) - 1:
-                keep_snapshot(self.directory, self.backbone, strategy, stage=index, step=step)
+                keep_snapshot(self.data, self.directory, self.backbone, strategy, stage=index, step=step)
             changes = self._changes(index, strategy, annotator, step)
             waits = [self._unanswered(index, changes) if isinstance(changes, Asked) else ""]
             if waits[0]:
