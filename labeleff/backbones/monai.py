@@ -149,7 +149,12 @@ def segresnet(
 
 @register("backbone", "dynunet")
 def dynunet(
-    task: Task, *, filters: tuple[int, ...] = (16, 32, 64, 128), norm: Norm = "instance", deep_supervision: bool = False
+    task: Task,
+    *,
+    filters: tuple[int, ...] = (16, 32, 64, 128),
+    norm: Norm = "instance",
+    deep_supervision: bool = False,
+    bias: bool = False,
 ) -> nn.Module:
     """The U-Net of nnU-Net (MONAI ``DynUNet``).
 
@@ -157,6 +162,7 @@ def dynunet(
         filters: Channels per level.
         norm: Normalisation.
         deep_supervision: Build the extra heads; losses are on the full-resolution one.
+        bias: Transposed convolutions have one, as those of nnU-Net itself and of its published weights.
     """
     if len(filters) < 3:
         raise ValueError("filters needs at least three levels")
@@ -171,6 +177,7 @@ def dynunet(
         filters=filters,
         norm_name=_norm(norm),
         deep_supervision=deep_supervision,
+        trans_bias=bias,
     )
     return Unwrapped(network, task.ndim) if deep_supervision else network
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -144,18 +144,20 @@ def swin_unetr(
     heads: tuple[int, int, int, int] = (3, 6, 12, 24),
     window: int = 7,
     dropout: float = 0.0,
+    version: Literal[1, 2] = 1,
 ) -> nn.Module:
     """Swin UNETR (Hatamizadeh et al., arXiv:2201.01266; MONAI ``SwinUNETR``): shifted windows of attention in four levels.
 
     Patches are multiples of 32, and longer than 32: instance norm needs more than one voxel in the deepest level.
 
     Args:
-        size: ``standard``: 48 features, as pre-trained weights have them; ``small``: 24.
+        size: ``standard``: 48 features, as MONAI's and VoCo's pre-trained weights have them; ``small``: 24.
         features: Features of the first level in place of those of the size; a multiple of 12.
         depths: Layers per level.
         heads: Heads of attention per level; they divide its features.
         window: Side of a window of attention, tokens.
         dropout: Probability of dropout in the transformer.
+        version: 2: a residual convolution before each level (Swin UNETR-V2; MONAI ``use_v2``), as VoCo's weights have it.
     """
     _need_einops("swin_unetr")
     width = features if features is not None else {"small": 24, "standard": 48}[size]
@@ -176,5 +178,6 @@ def swin_unetr(
         feature_size=width,
         drop_rate=dropout,
         attn_drop_rate=dropout,
+        use_v2=version == 2,
         spatial_dims=task.ndim,
     )

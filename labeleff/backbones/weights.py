@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from labeleff.backbones.asymmetric import counted, fitted, inflated, stride_of_transposed
+from labeleff.backbones.released import recognised, translated
 from labeleff.errors import RunError
 
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -124,7 +125,8 @@ def load_weights(
     """Put weights into a network, in place, and return what became of each.
 
     Names may carry prefixes (``module.`` of data-parallel training, ``backbone.`` of a learner): those under which most
-    numbers find a place are taken off. What has another shape is adapted where that is known to mean the same: convolutions
+    numbers find a place are taken off; those of published files are translated (:mod:`labeleff.backbones.released`). What
+    has another shape is adapted where that is known to mean the same: convolutions
     that see the image and have other input channels get the mean over those of the file, and 2-D kernels in a 3-D network
     are inflated (:func:`labeleff.backbones.asymmetric.inflate_2d`).
 
@@ -140,10 +142,12 @@ def load_weights(
         RunError: Less than that is.
     """
     own = network.state_dict()
-    named, names = _aligned(state, own)
+    known = translated(state, own)
+    named, names = _aligned({known[theirs]: tensor for theirs, tensor in state.items()}, own)
+    twins = _twins(network)
 
     def fit(name: str, target: Tensor) -> tuple[Tensor | None, str]:
-        source = named.get(name)
+        source = next((named[twin] for twin in twins[name] if twin in named), None)
         if source is None:
             return None, "not in the file"
         owner = network.get_submodule(name.rpartition(".")[0])
@@ -151,20 +155,30 @@ def load_weights(
         return _in_shape(source, target, network, name, axis=axis, first=first)
 
     taken, matched, adapted, left = fitted(own, fit)
-    unused = tuple(theirs for theirs in state if names.get(theirs) not in taken)
+    unused = tuple(theirs for theirs in state if names.get(known[theirs]) not in taken)
     filled, total = sum(own[name].numel() for name in taken), sum(tensor.numel() for tensor in own.values())
-    spent, held = sum(named[name].numel() for name in taken), sum(tensor.numel() for tensor in state.values())
+    held = sum(tensor.numel() for tensor in state.values())
+    spent = held - sum(state[theirs].numel() for theirs in unused)
     report = WeightsReport(matched, adapted, left, unused, filled / max(total, 1), spent / max(held, 1))
     if filled < minimum * total:
         name, reason = left[0]
         raise RunError(
             f"{what or 'these weights'}: only {report.share:.1%} of the network's numbers are filled, and at least "
-            f"{minimum:.0%} must be: {name} is left ({reason}); is it the same network with the same widths?"
+            f"{minimum:.0%} must be: {name} is left ({reason}); "
+            f"{recognised(state) or 'is it the same network with the same widths?'}"
         )
     with torch.no_grad():
         for name, tensor in taken.items():
             own[name].copy_(tensor)
     return report
+
+
+def _twins(network: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return, by name, all names that an entry of a network has: some hold a module in two places (MONAI's DynUNet)."""
+    groups: dict[int, list[str]] = {}
+    for name, value in network.state_dict(keep_vars=True).items():
+        groups.setdefault(id(value), []).append(name)
+    return {name: tuple(group) for group in groups.values() for name in group}
 
 
 def _aligned(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
