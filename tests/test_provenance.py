@@ -112,7 +112,9 @@ def test_weights_that_say_nothing_are_warned_of_and_remembered(first, stranger, 
     words = f"{stranger} does not say what it has learnt from"
     summary = run(recipe({"start": str(stranger)}), tmp_path / "one", cache=cache)
     assert any(words in note for note in summary["notes"])
-    assert "".join(capsys.readouterr().out.split()).count("".join(words.split())) == 2  # as it starts, and with the result
+    assert (
+        "".join(capsys.readouterr().out.split()).count("".join(words.split())) == 2
+    )  # as it starts, and with the result
     mine = tmp_path / "one" / "predictor.safetensors"
     assert provenance_in(mine).unknown == (str(stranger),)
     later = prepare(recipe({"start": str(mine)}, {"start": str(first)}), tmp_path / "two", cache=cache)

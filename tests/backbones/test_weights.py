@@ -1,14 +1,19 @@
 """Weights from files: what fits, what is adapted, what is refused, and that nothing runs."""
 
 import os
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from labeleff import registry
 from labeleff.backbones.outputs import Unwrapped
-from labeleff.backbones.weights import load_weights, read_weights
+from labeleff.backbones.weights import load_weights, read_weights, state_of
+from labeleff.batch import Task
 from labeleff.errors import RunError
 
 
@@ -140,3 +145,94 @@ def test_files_that_are_no_weights_get_one_line_and_run_nothing(tmp_path, monkey
         assert str(error.value).startswith(str(tmp_path / name))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "trap").exists()
+
+
+# -- the table of docs/networks.md ----------------------------------------------------------------------------------------
+
+
+def saved(state, path):
+    torch.save(state, path)
+    return path
+
+
+def torn(path):
+    saved(Net(seed=1).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def renamed(state):
+    return {name.replace("norm.", "batch_norm."): value for name, value in state.items()}
+
+
+def dynunet(**options):
+    torch.manual_seed(4)
+    return registry.get("backbone", "dynunet")(Task(("a", "b"), 2, 1), filters=(4, 8, 8), **options)
+
+
+NAN = {**Net(seed=1).state_dict(), "head.bias": torch.full((2,), float("nan"))}
+ENCODER = {name: value for name, value in Net(seed=1).state_dict().items() if not name.startswith("head")}
+TABLE = {
+    # case: what makes the file, the network, and words of the report (or, with a cross, of the refusal)
+    "the same network": (lambda p: saved(Net(seed=1).state_dict(), p), Net, "100% of the network filled by 100% of the file"),
+    "prefixes of wrappers": (
+        lambda p: saved({"module.backbone." + k: v for k, v in Net(seed=1).state_dict().items()}, p), Net, "100% of the network",
+    ),
+    "other input channels": (
+        lambda p: saved(Net(channels=3, seed=1).state_dict(), p), Net,
+        "9 entries match; adapted: 2 (3 input channels averaged to 1)",
+    ),
+    "2-D into 3-D": (lambda p: saved(Net(seed=1).state_dict(), p), lambda: Net(3), "repeated 3 times, divided by 3"),
+    "deep supervision in the file": (
+        lambda p: saved(dynunet(deep_supervision=True).state_dict(), p), dynunet, "100% of the network.* unused, such as '.*heads",
+    ),
+    "deep supervision in the network": (
+        lambda p: saved(state_of(dynunet()), p), lambda: dynunet(deep_supervision=True), "× heads.* is left (not in the file)",
+    ),
+    "other classes": (
+        lambda p: saved(Net(classes=5, seed=1).state_dict(), p), Net, "× head.weight is left ([5, 4, 1, 1] does not fit",
+    ),
+    "an encoder alone": (lambda p: saved(ENCODER, p), Net, "× head.weight is left (not in the file)"),
+    "partly renamed": (lambda p: saved(renamed(Net(seed=1).state_dict()), p), Net, "× norm.weight is left (not in the file)"),
+    "another width": (
+        lambda p: saved({k: torch.cat((v, v)) if v.ndim else v for k, v in Net(seed=1).state_dict().items()}, p), Net,
+        "× first.weight is left ([8, 1, 3, 3] does not fit [4, 1, 3, 3])",
+    ),
+    "another backbone": (lambda p: saved(state_of(dynunet()), p), Net, "× only 0.0% of the network's numbers are filled"),
+    "truncated": (torn, Net, "× these weights cannot be read"),
+    "a pickle that runs code": (
+        lambda p: saved({"state_dict": Hostile()}, p), Net, "× holds more than tensors and plain values, which could run code",
+    ),
+    "more than tensors": (
+        lambda p: saved({"epoch": np.float64(3), "state_dict": Net().state_dict()}, p), Net, "× save its state as safetensors",
+    ),
+    "no weights": (lambda p: saved({"epoch": 3, "loss": [0.5]}, p), Net, "× holds no weights by name; found epoch, loss"),
+    "numbers that are not finite": (lambda p: saved(NAN, p), Net, "× head.bias holds NaN or infinite values"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_every_case_has_its_report_or_its_refusal(case, tmp_path, monkeypatch):
+    make, target, words = TABLE[case]
+    monkeypatch.setenv("LABELEFF_TRAP", str(tmp_path / "trap"))
+    path, network = make(tmp_path / "weights.pt"), target()
+    before = state_of(network)
+    pattern = re.escape(words.removeprefix("× ")).replace(r"\.\*", ".*")
+    try:
+        said, refused = load_weights(network, read_weights(path), channels=1).summary, False
+    except RunError as error:
+        said, refused = str(error), True
+    assert refused == words.startswith("× "), said
+    assert re.search(pattern, said), said
+    assert "\n" not in said
+    changed = any(not torch.equal(before[name], value) for name, value in state_of(network).items())
+    assert changed != refused
+    assert not (tmp_path / "trap").exists()
+
+
+def test_the_table_in_the_docs_is_this_one():
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| (report|refused)\b", page, re.MULTILINE)
+    assert dict(rows) == {
+        name: "refused" if words.startswith("× ") else "report" for name, (_, _, words) in TABLE.items()
+    }
