@@ -42,3 +42,10 @@ def test_methods_are_lists_of_stages(path):
     annotators = [stage.annotator.name for stage in recipe.stages if stage.annotator]
     # a method, a loss of the supervised one, or what changes labels before it
     assert path.stem in (last.name, last.options.get("loss"), *annotators)
+
+
+def test_methods_in_folders_are_lists_of_stages():
+    folder = recipe_folder() / "methods"
+    for path in sorted(folder.glob("*/*.yaml")):
+        recipe = load_recipe("phantom/supervised", [f"stages=methods/{path.parent.name}/{path.stem}"])
+        assert sum(stage.steps for stage in recipe.stages) > 0, path
