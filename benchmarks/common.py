@@ -38,16 +38,24 @@ def write(name: str, result: dict[str, Any]) -> None:
 
 
 def phantoms(
-    folder: Path, strategy: dict[str, Any], channels: list[int], *, ndim: int, size: list[int], batch: int
+    folder: Path,
+    strategy: dict[str, Any],
+    channels: list[int],
+    *,
+    ndim: int,
+    size: list[int],
+    batch: int,
+    deeper: int = 0,
 ) -> Prepared:
-    """Return the data of a recipe of one stage on generated patients."""
+    """Return the data of a recipe of one stage on generated patients.
+
+    With ``deeper`` these are volumes: of so many slices for a 2-D network, so much longer than the patch for a 3-D one.
+    """
+    shape = [size[0] + deeper, *size[1:]] if ndim == 3 else [deeper, *size] if deeper else size
+    dataset = {"name": "phantom", "patients": 12, "test": 1, "ndim": len(shape), "size": shape, "slices": 1}
     values = {
         "name": f"step-cost-{strategy['name']}",
-        "data": {
-            "dataset": {"name": "phantom", "patients": 12, "test": 1, "ndim": ndim, "size": size, "slices": 1},
-            "labelled": 4,
-            "patch": size,
-        },
+        "data": {"dataset": dataset, "labelled": 4, "patch": size, "dimensions": ndim},
         "backbone": {"name": "unet", "channels": channels},
         "stages": [{"strategy": strategy, "steps": 1000, "batch": batch}],
     }

@@ -1,10 +1,12 @@
-"""What volume contrast costs beside its passes of the encoder: ``python benchmarks/step_cost_voco.py``.
+"""What learning before labels costs beside its passes of the network: ``python benchmarks/step_cost_voco.py``.
 
-CPU time, one thread, MONAI's U-Net, phantom batches; alternating in one process, for each form:
+CPU time, one thread, MONAI's U-Net, phantom batches; alternating in one process, for each form of ``voco``, for ``glcl_global``,
+``glcl_local`` and ``masked_autoencoder``:
 
-* the median step of ``voco`` (crops, projectors, losses, backward, teachers, optimiser) over the median of its bare passes: of all
-  crops and cells a forward and a backward of the encoder, and for v1 one more forward without gradients;
-* such a forward of the encoder over a forward of the whole network, without gradients.
+* the median step (views or crops, heads, losses, backward, teachers, optimiser) over the median of its bare passes: of all that
+  the step shows the network a forward and a backward that go as far as the step's own, through what it trains, and for v1 of
+  ``voco`` one more forward without gradients;
+* such a forward over a forward of the whole network, without gradients; for ``voco`` and ``glcl_global`` it ends with the encoder.
 """
 
 from __future__ import annotations
@@ -19,36 +21,65 @@ from typing import Any
 import torch
 from common import WARM_UP, in_turn, phantoms, provenance, whole, write
 from step_cost import SHAPES
+from torch import Tensor, nn
 
+from labeleff import registry
 from labeleff.backbones.taps import encode
+from labeleff.batch import Batch, Progress
 from labeleff.data import augment
 from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
-from labeleff.strategies.voco import Voco
+from labeleff.strategies.base import Strategy
 
-ROUNDS, FORMS = 30, ("v0", "v1", "v2")
+ROUNDS = 30
+DEEPER = 16
+"""Slices, or voxels beyond the patch, of the volumes whose partitions are told apart."""
+METHODS: dict[str, dict[str, Any]] = {
+    "voco v0": {"name": "voco", "form": "v0"},
+    "voco v1": {"name": "voco", "form": "v1"},
+    "voco v2": {"name": "voco", "form": "v2"},
+    "glcl_global gd": {"name": "glcl_global"},
+    "glcl_local lr": {"name": "glcl_local"},
+    "masked_autoencoder": {"name": "masked_autoencoder"},
+}
+FEWEST = {"glcl_global": 8}
+"""Images per step that a method needs: of two volumes, four partitions each."""
+
+
+def shown(strategy: Strategy, backbone: nn.Module, batch: dict[str, Batch]) -> Tensor:
+    """Return what a step shows the network, from a step that is not timed."""
+    seen: list[Tensor] = []
+    hook = backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    strategy.set_modes(backbone)
+    strategy.step(backbone, batch, Progress(0, 1000))
+    hook.remove()
+    (rows,) = seen  # more would be passes that the bare ones lack
+    return rows
 
 
 def measured(data: Prepared, rounds: int) -> dict[str, float]:
-    """Return medians of a step, of its bare passes, and of a forward of the encoder and of the network."""
+    """Return medians of a step, of its bare passes, and of a forward as far as the step's and of the whole network."""
     stage = data.recipe.stages[0]
-    strategy, backbone = Voco(**stage.strategy.options), data.backbone(0)
+    strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+    backbone = data.backbone(0)
     strategy.build(backbone, data.task)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+    taps = getattr(strategy, "taps", None) or [strategy.tap]
+    teacher = getattr(strategy, "teacher", None)
     rows = torch.empty(0)
 
     def bare() -> None:
-        if strategy.form == "v1":
+        if teacher is not None:
             with torch.no_grad():
-                encode(strategy.teacher, rows, strategy.taps)
-        total = sum(features.sum() for features in encode(backbone, rows, strategy.taps))
+                encode(teacher, rows, taps)
+        total = sum(features.sum() for features in encode(backbone, rows, taps))
         optimiser.zero_grad()
         total.backward()
 
     @torch.no_grad()
-    def encoder() -> None:
-        encode(backbone, rows, strategy.taps)
+    def part() -> None:
+        encode(backbone, rows, taps)
 
     @torch.no_grad()
     def network() -> None:
@@ -57,13 +88,12 @@ def measured(data: Prepared, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {}
     for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + rounds, revision=0)):
         batch = {name: augment.apply(share) for name, share in read.items()}
-        crops = strategy._cut(batch["images"], torch.Generator().manual_seed(number))[0]
-        rows = strategy._as_seen(backbone, crops.flatten(0, 1))
-        calls = [("bare", bare), ("encoder", encoder), ("network", network)]
+        rows = shown(strategy, backbone, batch)
+        calls = [("bare", bare), ("part", part), ("network", network)]
         in_turn([("step", partial(whole, strategy, backbone, optimiser, batch)), *calls], times, number)
     found = {f"{name}_seconds": statistics.median(taken) for name, taken in times.items()}
     found["ratio"] = found["step_seconds"] / found["bare_seconds"]
-    return {**found, "encoder_share": found["encoder_seconds"] / found["network_seconds"]}
+    return {**found, "share_of_network": found["part_seconds"] / found["network_seconds"]}
 
 
 def main() -> None:
@@ -71,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="methods that are measured")
     parser.add_argument("--shrink", type=int, default=1, help="divide sizes and batches, to see whether it runs")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()
@@ -79,13 +110,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, usual in SHAPES.items():
             size = [max(40, n // arguments.shrink // 8 * 8) for n in usual["size"]]
-            shape = {"ndim": usual["ndim"], "size": size, "batch": max(2, usual["batch"] // arguments.shrink)}
-            for form in FORMS:
-                data = phantoms(
-                    Path(folder) / f"{name}-{form}", {"name": "voco", "form": form}, arguments.channels, **shape
-                )
-                found = result["ratios"][f"{form}, {name}"] = measured(data, arguments.rounds)
-                print(f"{form}, {name}", {key: round(value, 4) for key, value in found.items()}, flush=True)
+            for title in arguments.only:
+                method = METHODS[title]
+                batch = max(2, FEWEST.get(method["name"], 0), usual["batch"] // arguments.shrink)
+                deeper = DEEPER if method["name"] == "glcl_global" else 0
+                shape = {"ndim": usual["ndim"], "size": size, "batch": batch, "deeper": deeper}
+                data = phantoms(Path(folder) / f"{name}-{title}", method, arguments.channels, **shape)
+                found = result["ratios"][f"{title}, {name}"] = measured(data, arguments.rounds)
+                print(f"{title}, {name}", {key: round(value, 4) for key, value in found.items()}, flush=True)
     if not arguments.dry:
         write("step_cost_voco", result)
 
