@@ -18,9 +18,13 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "published"
 _SWIN = re.compile(r"(|.*?\.)((?:patch_embed|layers[1-4]c?)\..*)")
-_PLAIN = re.compile(r"(.*?)(?:decoder\.)?(?:encoder\.stages\.(\d+)\.0|decoder\.stages\.(\d+))\.convs\.(\d)\.(.*)")
-_CONV_NORM = {"all_modules.0": "conv", "all_modules.1": "norm"}
-"""nnU-Net's blocks hold each of their layers under two names."""
+_PLAIN = re.compile(r"(.*?)(?:encoder\.stages\.(\d+)\.0|decoder\.stages\.(\d+))\.convs\.(\d)\.(.*)")
+
+
+def _once(name: str) -> str:
+    """Return the first name of a layer: nnU-Net's blocks hold theirs under two, and its decoders hold the encoder."""
+    name = name.replace("decoder.encoder.", "encoder.")
+    return name.replace(".all_modules.0.", ".conv.").replace(".all_modules.1.", ".norm.")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Release:
         name: Of the list.
         files: Names of the files, one per width.
         source: Repository, commit or version, and module of the publishers that the list was taken from.
-        backbone: Options of the backbone here that takes them; empty: there is none.
+        backbone: Name and options of the backbone here that takes them.
         widths: Features of the first level, f.
         entries: Names, and shapes in which lengths may be multiples of f.
     """
@@ -85,13 +89,11 @@ def recognised(state: Mapping[str, Tensor]) -> str:
     if not likely:
         return ""
     _, release, number = max(likely, key=lambda found: found[0])
-    named = f"it is like {release.files[number]} of {release.source[0]['repository']}"
-    if not release.backbone:
-        return f"{named}, a network that labeleff does not have: register one with --plugin, or take other weights"
     options = {**release.backbone}
     if len(release.widths) > 1:
         options["features"] = release.widths[number]
     inside = ", ".join(f"{key}: {value}" for key, value in options.items())
+    named = f"it is like {release.files[number]} of {release.source[0]['repository']}"
     return f"{named}, which goes into backbone: {{{inside}}} in 3-D with a start_share that it can fill"
 
 
@@ -99,7 +101,8 @@ def translated(names: Iterable[str], own: Iterable[str]) -> dict[str, str]:
     """Return by names of a file the names under which our networks have what they stand for; most are the same.
 
     MONAI's self-supervised weights are those of a Swin transformer alone, with layers named as it was first published;
-    VoCo's may call it ``swin_vit``. A plain U-Net of nnU-Net is MONAI's DynUNet under other names.
+    VoCo's may call it ``swin_vit``. A plain U-Net of nnU-Net is MONAI's DynUNet under other names, and its residual one has
+    some of its layers under several.
 
     Args:
         names: Those of the file.
@@ -110,6 +113,8 @@ def translated(names: Iterable[str], own: Iterable[str]) -> dict[str, str]:
         return {name: _of_swin(name) for name in names}
     if any(name.endswith("input_block.conv1.conv.weight") for name in own):
         return _of_plain(names)
+    if any(name.endswith("encoder.stem.convs.0.conv.weight") for name in own):
+        return {name: _once(name) for name in names}
     return {name: name for name in names}
 
 
@@ -122,7 +127,7 @@ def _of_swin(name: str) -> str:
 
 def _of_plain(names: list[str]) -> dict[str, str]:
     """Return names of DynUNet for those of nnU-Net's plain U-Net; others stay."""
-    found = {name: match for name in names if (match := _PLAIN.fullmatch(name))}
+    found = {name: match for name in names if (match := _PLAIN.fullmatch(_once(name)))}
     stages = [int(match[2]) for match in found.values() if match[2]]
     if not stages:
         return {name: name for name in names}
@@ -137,10 +142,7 @@ def _of_plain(names: list[str]) -> dict[str, str]:
     result = {}
     for name in names:
         if match := found.get(name):
-            rest = match[5]
-            for theirs, ours in _CONV_NORM.items():
-                rest = rest.replace(theirs, ours)
-            layer, _, kind = rest.partition(".")
+            layer, _, kind = match[5].partition(".")
             number = int(match[4]) + 1
             after = f"conv{number}.conv.{kind}" if layer == "conv" else f"norm{number}.{kind}"
             result[name] = f"{match[1]}{level(match)}.{after}"

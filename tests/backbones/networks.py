@@ -16,6 +16,7 @@ SMALL = {
     "dynunet": {"filters": (4, 8, 16)},
     "attention_unet": {"channels": (4, 8, 16)},
     "mednext": {"filters": 4},
+    "residual_unet": {"filters": (4, 8, 16), "blocks": (1, 1, 2)},
     "flexible_unet": {"decoder": (16, 8, 8, 4, 4)},
     "unetr": {"hidden": 24, "heads": 3, "features": 4, "image": 32},
     "swin_unetr": {"features": 12, "depths": (1, 1, 1, 1), "heads": (1, 2, 4, 8), "window": 4},

@@ -26,6 +26,7 @@ STRIDES = {
     "dynunet": ([1, 2, 4], [2, 1]),
     "attention_unet": ([1, 2, 4], [2, 1]),
     "mednext": ([1, 2, 4, 8, 16], [8, 4, 2, 1]),
+    "residual_unet": ([1, 2, 4], [2, 1]),
     "flexible_unet": ([2, 4, 8, 16, 32], [16, 8, 4, 2, 1]),
     "unetr": ([16], [8, 4, 2, 1]),
     "swin_unetr": ([2, 4, 8, 16, 32], [16, 8, 4, 2, 1]),
@@ -103,6 +104,7 @@ def test_sizes_that_do_not_fit_are_refused_with_one_that_does(name, side, diviso
     [
         ("attention_unet", {"channels": (4,)}),
         ("mednext", {"filters": 0}),
+        ("residual_unet", {"filters": (4, 8)}),
         ("unetr", {"hidden": 20, "heads": 3}),
         ("unetr", {"image": 40}),
         ("swin_unetr", {"features": 20}),
@@ -111,7 +113,7 @@ def test_sizes_that_do_not_fit_are_refused_with_one_that_does(name, side, diviso
 )
 def test_options_out_of_range(name, options):
     make(name, 2)
-    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} (is|are)"):
         registry.get("backbone", name)(Task(("a", "b"), 2), **options)
 
 
