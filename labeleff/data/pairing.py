@@ -104,6 +104,11 @@ def pair(folder: Path) -> Pairing:
     return found
 
 
+def volumes_in(folder: Path) -> list[Path]:
+    """Return the NIfTI files below a folder that are no labels, as their names and folders tell it, sorted."""
+    return [file.path for file in _read(folder)[0] if not file.is_label and nifti_files.is_nifti(file.path)]
+
+
 def _read(folder: Path) -> tuple[list[_File], Pairing]:
     """Return the files that can be read, and a pairing in which the others are left out."""
     found, other = Pairing(), Counter[str]()

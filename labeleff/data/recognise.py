@@ -28,6 +28,19 @@ _PARTS_OF_A_PATIENT = re.compile(
     re.IGNORECASE,
 )
 _SHOWN = 8
+_FOUR = "[0-9][0-9][0-9][0-9]"
+_BY_FILES: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("acdc", "ACDC as its publishers distribute it", ("**/patient[0-9][0-9][0-9]/Info.cfg",), ()),
+    ("acdc_h5", "ACDC as SSL4MIS's authors converted it", ("train.list", "data/patient*_frame*.h5"), ()),
+    ("left_atrium_h5", "the left-atrium release of UA-MT's authors", ("train.list", "*/mri_norm2.h5"), ()),
+    ("segthor", "SegTHOR as its publishers distribute it", ("**/Patient_[0-9][0-9]/GT.nii*",), ("unlabelled_tests",)),
+    ("btcv", "BTCV", (f"**/img{_FOUR}.nii*", f"**/label{_FOUR}.nii*"), ("unlabelled_tests",)),
+    ("nih_pancreas", "NIH Pancreas-CT", (f"**/PANCREAS_{_FOUR}*.nii*", f"**/label{_FOUR}.nii*"), ()),
+    ("mmwhs", "whole hearts of MM-WHS", (f"**/[cm][tr]_train_{_FOUR}_image.nii*",), ("test",)),
+    ("ivdm3seg", "intervertebral discs of IVDM3Seg", ("**/[0-9]*_wat.nii*", "**/[0-9]*_[Ll]abels.nii*"), ("test",)),
+    ("prostate", "prostates of several sites", ("RUNMC/Case[0-9][0-9].nii*", "BMC/Case[0-9][0-9].nii*"), ("test",)),
+)
+"""Layouts that are known by the names of their files: the format, what to call it, its files, and the options it gets from here."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,8 @@ def index_folder(folder: Path, choices: Choices | None = None) -> Understood:
         raise DataError(f"{folder}: no such folder")
     else:
         named = _named_layout(folder, chosen)
+        if named and "test" in named[2]:
+            chosen = replace(chosen, test=0)  # the format holds them out
         found = _of_format(folder, chosen, *named) if named else _of_pairs(folder, chosen)
     manifest = found.manifest
     if chosen.name:
@@ -204,12 +219,10 @@ def _named_layout(folder: Path, chosen: Choices) -> tuple[str, str, dict[str, ob
         if listed and numbered is None:
             return "decathlon", "a Medical Segmentation Decathlon task", more
         return "nnunet", "an nnU-Net raw data set", more
-    if next(folder.rglob("patient[0-9][0-9][0-9]/Info.cfg"), None):
-        return "acdc", "ACDC as its publishers distribute it", {}
-    if (folder / "train.list").is_file() and next(folder.glob("data/patient*_frame*.h5"), None):
-        return "acdc_h5", "ACDC as SSL4MIS's authors converted it", {}
-    if (folder / "train.list").is_file() and next(folder.glob("*/mri_norm2.h5"), None):
-        return "left_atrium_h5", "the left-atrium release of UA-MT's authors", {}
+    for name, layout, patterns, options in _BY_FILES:
+        if all(next(folder.glob(pattern), None) for pattern in patterns):
+            given = {"unlabelled_tests": chosen.unlabelled_tests, **({"test": chosen.test} if chosen.test else {})}
+            return name, layout, {key: value for key, value in given.items() if key in options}
     if ((folder / "index.csv").is_file() or (folder / "train.list").is_file()) and next(folder.glob("*.npz"), None):
         return "compact", "a compact set of .npz files", {}
     if (folder / "leftImg8bit").is_dir():

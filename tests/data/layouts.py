@@ -121,3 +121,114 @@ def acdc_h5(folder):
                 file["image"], file["label"] = image.astype(np.float32) / 200, label
                 file["scribble"] = np.where(np.indices(SHAPE).sum(0) % 3, 4, label).astype(np.uint8)
     return folder
+
+
+def left_atrium_h5(folder):
+    for number, name in enumerate(("A1", "B2", "C3")):
+        image, label = volume(number, 2)
+        (folder / name).mkdir(parents=True)
+        with h5py.File(folder / name / "mri_norm2.h5", "w") as file:
+            file["image"], file["label"] = image.astype(np.float32) / 200, label
+    (folder / "train.list").write_text("A1\nB2\n")
+    (folder / "test.list").write_text("C3\n")
+    return folder
+
+
+def compact(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(("A1", "B2", "C3")):
+        image, label = volume(number, 2, dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", image=image, label=label)
+    (folder / "train.list").write_text("A1\nB2\n")
+    (folder / "test.list").write_text("C3\n")
+    return folder
+
+
+def nifti(folder, *, names=("a", "b", "c"), matrix=AFFINES["plain"]):
+    for number, name in enumerate(names):
+        save(folder / "images" / f"{name}.nii.gz", volume(number)[0], matrix)
+        save(folder / "labels" / f"{name}.nii.gz", volume(number)[1], matrix)
+    return folder
+
+
+def pictures(folder, *, names=("a", "b", "c"), size=(9, 8)):
+    for number, name in enumerate(names):
+        image, label = volume(number, 3, (*size, 1), np.uint8)
+        picture(folder / "images" / f"{name}.png", image[..., 0])
+        picture(folder / "labels" / f"{name}.png", label[..., 0])
+    return folder
+
+
+def segthor(folder, *, patients=(1, 40, 21, 27, 8), tests=(41,), matrix=AFFINES["plain"]):
+    for number in patients:
+        place = folder / "train" / f"Patient_{number:02d}"
+        save(place / f"Patient_{number:02d}.nii.gz", volume(number)[0], matrix)
+        save(place / "GT.nii.gz", volume(number, 5)[1], matrix)
+    for number in tests:
+        save(folder / "test" / f"Patient_{number:02d}.nii.gz", volume(number)[0], matrix)
+    return folder
+
+
+def btcv(folder, *, numbers=(1, 34, 35), tests=(61,), matrix=AFFINES["plain"]):
+    for number in (*numbers, *tests):
+        part = folder / "RawData" / ("Testing" if number in tests else "Training")
+        save(part / "img" / f"img{number:04d}.nii.gz", volume(number)[0], matrix)
+        if number in numbers:
+            save(part / "label" / f"label{number:04d}.nii.gz", volume(number, 14)[1], matrix)
+    return folder
+
+
+def nih_pancreas(folder, *, numbers=(1, 2, 25, 63, 64, 82), matrix=AFFINES["plain"], label_matrix=None):
+    for number in numbers:
+        save(folder / "data" / f"PANCREAS_{number:04d}.nii.gz", volume(number)[0], matrix)
+    for number in (*numbers, 70):  # of the cases that were taken back, the labels stayed
+        place = folder / "TCIA_pancreas_labels-02-05-2017" / f"label{number:04d}.nii.gz"
+        save(place, volume(number, 2)[1], matrix if label_matrix is None else label_matrix)
+    return folder
+
+
+def prostate(folder, *, sites=("RUNMC", "BMC"), matrix=AFFINES["plain"]):
+    for site in sites:
+        for number in range(3):
+            save(folder / site / f"Case{number:02d}.nii.gz", volume(number)[0], matrix)
+            save(folder / site / f"Case{number:02d}_segmentation.nii.gz", volume(number, 3)[1], matrix)
+    return folder
+
+
+def mmwhs(folder, *, matrix=AFFINES["plain"]):
+    values = np.array([0, 205, 420, 500, 550, 600, 820, 850], np.int16)
+    for domain in ("ct", "mr"):
+        for number in (1001, 1002):
+            name = f"{domain}_train_{number}"
+            save(folder / f"{domain}_train" / f"{name}_image.nii.gz", volume(number)[0], matrix)
+            save(folder / f"{domain}_train" / f"{name}_label.nii.gz", values[volume(number, 8)[1]], matrix)
+    return folder
+
+
+def ivdm3seg(folder, *, matrix=AFFINES["plain"]):
+    for number in ("01", "02"):
+        for contrast in ("wat", "inn", "opp", "fat"):
+            save(folder / number / f"{number}_{contrast}.nii", volume(int(number))[0], matrix)
+        save(folder / number / f"{number}_Labels.nii", volume(int(number), 2)[1], matrix)
+    return folder
+
+
+def prect(folder, *, matrix=AFFINES["plain"]):
+    """Four public sets as they come: with labels beside, in folders, or none."""
+    btcv(folder / "BTCV", matrix=matrix)
+    save(folder / "Totalsegmentator_dataset" / "s0001" / "ct.nii.gz", volume(71)[0], matrix)
+    save(folder / "Totalsegmentator_dataset" / "s0001" / "segmentations" / "liver.nii.gz", volume(71, 2)[1], matrix)
+    save(folder / "stoic21" / "data" / "17.nii.gz", volume(72)[0], matrix)
+    save(folder / "perfusion" / "one.nii.gz", np.zeros((*SHAPE, 4), np.int16), matrix)
+    return folder
+
+
+def streets(folder):
+    """Cityscapes' layout: colour images and labels that hold its ids, two of each part."""
+    random = np.random.default_rng(0)
+    for part, names in (("train", ("a_000000_000019", "a_000001_000019")), ("val", ("b_000000_000019",))):
+        for name in names:
+            place = f"{part}/{name[0]}/{name}"
+            picture(folder / "leftImg8bit" / f"{place}_leftImg8bit.png", random.integers(0, 256, (12, 16, 3), np.uint8))
+            picture(folder / "gtFine" / f"{place}_gtFine_labelIds.png", random.integers(0, 34, (12, 16), np.uint8))
+    return folder

@@ -7,6 +7,7 @@ from labeleff.recipe_io import load_recipe, recipe_folder, recipe_names
 from labeleff.runner import run
 
 FOR_A_GPU = "paper/"
+ANY_FOLDER = {"compact", "nifti", "pictures", "manifest"}
 ON_THE_TEST_LIST = (
     "supervised",
     "nuclei/sfda",
@@ -20,6 +21,8 @@ def test_recipe_runs(name, tmp_path, cache):
     overrides += [f"baseline.{i}.steps=2" for i in range(len(recipe.baseline))]
     if name.startswith(FOR_A_GPU):
         assert sum(stage.steps for stage in recipe.stages) > 10000  # its schedule is the paper's
+        parts = recipe.data.dataset.options.get("parts", {"": recipe.data.dataset})
+        assert not {part.name for part in parts.values()} & ANY_FOLDER  # and so are its data, as they are downloaded
         return
     if recipe.data.dataset.name in ("phantom", "phantom_sites"):
         overrides += ["data.dataset.patients=20", "data.dataset.test=2"]

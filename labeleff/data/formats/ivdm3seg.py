@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from labeleff.data.formats.base import data_folder
+from labeleff.data.formats.files import FileSet
 from labeleff.data.formats.nifti_files import stem
-from labeleff.data.formats.volumes import Volumes, last_are_tested, volume
+from labeleff.data.formats.volumes import last_are_tested, volume
 from labeleff.data.manifest import Manifest
 from labeleff.errors import DataError
 from labeleff.registry import register
@@ -16,7 +17,7 @@ CONTRASTS = ("wat", "inn", "opp", "fat")
 
 
 @register("dataset", "ivdm3seg")
-class Discs(Volumes):
+class Discs(FileSet):
     """Volumes ``NN_wat.nii``, ``NN_inn.nii``, ``NN_opp.nii``, ``NN_fat.nii`` and ``NN_Labels.nii``, anywhere below the folder.
 
     A contrast is a domain: water (``wat``), in phase (``inn``), out of phase (``opp``), fat (``fat``). All contrasts of an
@@ -34,10 +35,10 @@ class Discs(Volumes):
             raise ValueError(f"contrasts is {list(contrasts)}; name some of {', '.join(CONTRASTS)}")
         if test < 0:
             raise ValueError("test is a number of acquisitions, 0 or more")
+        super().__init__()
         self.path, self.contrasts, self.test = path, tuple(contrasts), test
-        self.values = {0: 0, 1: 1}
 
-    def manifest(self) -> Manifest:
+    def rows(self) -> Manifest:
         """Return one row per acquisition and contrast; headers are read, voxels are not.
 
         Raises:

@@ -13,8 +13,6 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from labeleff.data.formats.base import required_label
-from labeleff.data.manifest import Case
 from labeleff.errors import DataError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -33,13 +31,14 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def load(path: Path, name: str, *, channels: bool = False) -> Any:
+def load(path: Path, name: str, *, channels: bool = False, as_stored: bool = False) -> Any:
     """Return an opened NIfTI file in the closest canonical orientation; voxels are not read.
 
     Args:
         path: The file.
         name: The case it belongs to.
         channels: Take files with a fourth axis too.
+        as_stored: Leave the axes as the file has them.
 
     Raises:
         DataError: It cannot be read, or has other axes.
@@ -52,7 +51,7 @@ def load(path: Path, name: str, *, channels: bool = False) -> Any:
             raise DataError(f"case {name!r}: {path}: has {len(image.shape)} axes {image.shape}; {axes} are read")
         if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-12:
             raise DataError(f"case {name!r}: {path}: the header's affine is no map to millimetres; repair it")
-        return nib.as_closest_canonical(image)
+        return image if as_stored else nib.as_closest_canonical(image)
     except (*_BROKEN, ImageFileError) as error:
         raise DataError(f"case {name!r}: {path}: not a readable NIfTI file ({error})") from error
 
@@ -67,13 +66,13 @@ def voxels(path: Path, name: str) -> NDArray[Any]:
     return volume
 
 
-def channel_voxels(path: Path, name: str, *, channels: bool = True) -> NDArray[Any]:
+def channel_voxels(path: Path, name: str, *, channels: bool = True, as_stored: bool = False) -> NDArray[Any]:
     """Return [C, x, y, z] of a NIfTI file whose fourth axis, where it has one, is the channels.
 
     Raises:
         DataError: They cannot be read.
     """
-    image = load(path, name, channels=channels)
+    image = load(path, name, channels=channels, as_stored=as_stored)
     try:
         found = np.asarray(image.dataobj)
     except _BROKEN as error:
@@ -141,18 +140,6 @@ def check_sum(path: Path, name: str) -> None:
                 pass
     except _BROKEN as error:
         raise DataError(f"case {name!r}: {path}: damaged since it was written ({error})") from error
-
-
-def label_voxels(case: Case) -> tuple[NDArray[Any], tuple[int, ...]]:
-    """Return the label of a case as stored, in the closest canonical orientation, and the shape that it must have.
-
-    Raises:
-        DataError: There is none, it cannot be read, or it lies elsewhere than the image.
-    """
-    path = required_label(case)
-    return label_on(path, case.image[0].path, case.id), tuple(
-        load(case.image[0].path, case.id, channels=True).shape[:3]
-    )
 
 
 def label_on(path: Path, image: Path, name: str) -> NDArray[Any]:

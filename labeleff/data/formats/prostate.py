@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from labeleff.data.formats.base import data_folder
+from labeleff.data.formats.files import FileSet
 from labeleff.data.formats.nifti_files import stem
-from labeleff.data.formats.volumes import Volumes, last_are_tested, volume
+from labeleff.data.formats.volumes import last_are_tested, volume
 from labeleff.data.manifest import Manifest
 from labeleff.errors import DataError
 from labeleff.registry import register
 
 _SUFFIX = "_segmentation"
+_ZONES = {0: 0, 1: 1, 2: 1}
 
 
 @register("dataset", "prostate")
-class Prostate(Volumes):
+class Prostate(FileSet):
     """T2-weighted volumes ``<site>/CaseNN.nii.gz`` with ``<site>/CaseNN_segmentation.nii.gz``; a site's folder is its domain.
 
     Masks of some sites tell two zones apart (values 1 and 2); both are prostate here.
@@ -27,10 +29,10 @@ class Prostate(Volumes):
     def __init__(self, *, path: str, sites: tuple[str, ...] = (), test: int = 10) -> None:
         if test < 0:
             raise ValueError("test is a number of patients, 0 or more")
+        super().__init__()
         self.path, self.sites, self.test = path, tuple(sites), test
-        self.values = {0: 0, 1: 1, 2: 1}
 
-    def manifest(self) -> Manifest:
+    def rows(self) -> Manifest:
         """Return one row per volume; headers are read, voxels are not.
 
         Raises:
@@ -48,7 +50,7 @@ class Prostate(Volumes):
                 if key + _SUFFIX not in files:  # one site writes it with a capital
                     raise DataError(f"{image}: {stem(image)}{_SUFFIX}.nii.gz is missing beside it")
                 name = f"{site}_{stem(image)}"
-                cases.append(volume(name, name, image, files[key + _SUFFIX], site))
+                cases.append(volume(name, name, image, files[key + _SUFFIX], site, _ZONES))
         if not cases:
             raise DataError(f"{folder}: no volumes; expected a folder per site with CaseNN.nii.gz in it")
         return Manifest(

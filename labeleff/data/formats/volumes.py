@@ -1,58 +1,48 @@
-"""Volumes of several sites or scanners as their publishers released them: what these layouts share."""
+"""Volumes as their publishers released them, told apart by a number or a site: what these layouts share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from labeleff.data.formats.base import DataSet, checked_label, required_label
-from labeleff.data.formats.nifti_files import affine_of, label_voxels, spacing_of, voxels
+from labeleff.data.formats.files import visible
+from labeleff.data.formats.nifti_files import is_nifti, spacing_of, stem
 from labeleff.data.manifest import Case, Source
 from labeleff.errors import DataError
 
 
-class Volumes(DataSet):
-    """NIfTI images with NIfTI labels whose stored values stand for classes."""
+def volume(
+    name: str, patient: str, image: Path, label: Path, domain: str, values: Mapping[int, int] | None = None
+) -> Case:
+    """Return the row of a volume, its spacing read from the header.
 
-    verbatim = frozenset({"image"})
-    values: dict[int, int]
-    """Class of every value that a label file may hold."""
-
-    def read_image(self, case: Case) -> NDArray[Any]:
-        """Return [1, x, y, z] float32, axes in the closest canonical orientation."""
-        return voxels(case.image[0].path, case.id).astype(np.float32)[None]
-
-    def affine(self, case: Case) -> NDArray[np.float64] | None:
-        """Return that of the image, in the closest canonical orientation."""
-        return affine_of(case.image[0].path, case.id)
-
-    def read_label(self, case: Case) -> NDArray[np.uint8]:
-        """Return [x, y, z].
-
-        Raises:
-            DataError: A value stands for no class, or the label is not on the image's grid.
-        """
-        stored, shape = label_voxels(case)
-        label = np.full(stored.shape, -1, np.int16)
-        for value, index in self.values.items():
-            label[stored == value] = index
-        if (label < 0).any():
-            wrong = stored[label < 0].flat[0]
-            raise DataError(
-                f"case {case.id!r}: {required_label(case)}: label value {wrong:g} is unknown; values of this data set are "
-                f"{', '.join(str(v) for v in sorted(self.values))}"
-            )
-        return checked_label(label, case, max(self.values.values()) + 1, shape)
+    Args:
+        name: Of the case.
+        patient: Who it is of.
+        image: Its file.
+        label: That of its label.
+        domain: Its site or modality.
+        values: Class of every value that the label file may hold; None: values are the classes' own numbers.
+    """
+    source = Source(label, values=tuple((values or {}).items()))
+    return Case(name, patient, (Source(image),), source, domain, "train", spacing_of(image, name))
 
 
-def volume(name: str, patient: str, image: Path, label: Path, domain: str) -> Case:
-    """Return the row of a volume, its spacing read from the header."""
-    return Case(name, patient, (Source(image),), Source(label), domain, "train", spacing_of(image, name))
+def numbered(folder: Path, pattern: str) -> dict[int, Path]:
+    """Return the NIfTI files anywhere below a folder whose names, without the ending, match; by the number in the first group.
+
+    Raises:
+        DataError: Two files have the same number.
+    """
+    found: dict[int, Path] = {}
+    for path in visible(folder, "**/*.nii*"):
+        if is_nifti(path) and (named := re.fullmatch(pattern, stem(path), re.IGNORECASE)):
+            other = found.setdefault(int(named[1]), path)
+            if other is not path:
+                raise DataError(f"{path}: has the number of {other}; keep one of them below {folder}")
+    return dict(sorted(found.items()))
 
 
 def last_are_tested(cases: Iterable[Case], test: int, where: str) -> tuple[Case, ...]:
