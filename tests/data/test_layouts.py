@@ -244,11 +244,11 @@ def test_acdc_h5(tmp_path):
     assert manifest.official == ("patient099", "patient038")
     assert (len(manifest.of_role("validation")), len(manifest.of_role("test")), manifest.slice_axis) == (2, 2, 0)
     train, test = manifest.cases[0], manifest.of_role("test")[0]
-    image, label = volume(len(train.id), 4)
+    image, label = volume(layouts.named(train.id), 4)
     assert np.array_equal(data.read_image(train)[0], image.astype(np.float32) / 200)
     drawn = np.indices(SHAPE).sum(0) % 3 == 0
     assert np.array_equal(data.read_label(train), np.where(drawn, label, 255))
-    assert np.array_equal(data.read_label(test), volume(len(test.id), 4)[1])
+    assert np.array_equal(data.read_label(test), volume(layouts.named(test.id), 4)[1])
     dense = AcdcH5(path=str(tmp_path))
     assert np.array_equal(dense.read_label(dense.manifest().cases[0]), label)
     (tmp_path / "data" / f"{train.id}.h5").unlink()
