@@ -15,7 +15,7 @@ import io
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -27,7 +27,7 @@ from labeleff import registry
 from labeleff.annotators.base import Annotator
 from labeleff.batch import IGNORE, Batch, Geometry, Progress, StepOutput, Task, derive_seed
 from labeleff.edits import Edit, Question, Reviewed
-from labeleff.errors import RecipeError
+from labeleff.errors import LabeleffError, RecipeError
 from labeleff.strategies.base import Strategy
 
 STEPS = 3
@@ -457,6 +457,76 @@ def _check_unknown_region(subject: Subject, batch: dict[str, Batch], plain: Mapp
         assert differs, "IGNORE is taken for background"
 
 
+class Voxelwise(nn.Module):
+    """A network whose logits of a voxel depend on that voxel alone.
+
+    Args:
+        task: What is segmented.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        convolution = nn.Conv2d if task.ndim == 2 else nn.Conv3d
+        self.first, self.last = convolution(task.channels, 6, 1), convolution(6, task.num_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits [B, K, *S] of [B, C, *S]."""
+        logits: Tensor = self.last(torch.tanh(self.first(image)))
+        return logits
+
+
+def check_unknown_voxels(subject: Subject) -> None:
+    """What a labelled image shows where its label is unknown moves neither a loss nor a gradient, whichever forms are chosen.
+
+    Asked with a network that sees a voxel at a time, some voxels away from what is known (images may be resized). A strategy that
+    learns from those voxels on purpose sets ``uses_unknown``; one that has no labelled stream is not asked.
+    """
+    known = registry.options(subject.factory)
+    values = {name: subject.options.get(name, option.default) for name, option in known.items()}
+    forms = [
+        {name: other}
+        for name, option in known.items()
+        for other in alternative_values(option.type, values[name])
+        if isinstance(other, str)
+    ]
+    for changes in ({}, *forms):
+        try:
+            found = [_learnt(replace(subject, backbone=Voxelwise), shown, changes) for shown in (1.0, -3.0)]
+        except (ValueError, LabeleffError):
+            continue  # not with these options, or not on this network
+        for name, value in found[0].items():
+            same = torch.allclose(value, found[1][name], rtol=1e-5, atol=1e-7)
+            said = f" ({changes})" if changes else ""
+            assert same, f"{name} depends on voxels of which nobody has said anything{said}"
+
+
+def _learnt(subject: Subject, factor: float, changes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return losses and gradients of a step whose labels are unknown in one part, where images are multiplied by a factor.
+
+    Nothing where no stream is labelled, or the strategy learns from that part on purpose.
+    """
+    strategy = subject.factory(**{**subject.options, **changes})
+    labelled = [name for name, stream in strategy.streams().items() if stream.role == "labelled"]
+    if strategy.uses_unknown or not labelled:
+        return {}
+    run = ShortRun(subject, **changes)
+    batch = subject.batches(run.strategy, 0)
+    for name in labelled:
+        image, label = batch[name].image.clone(), batch[name].label.clone()
+        label[..., :10], image[..., :5] = IGNORE, image[..., :5] * factor
+        batch[name] = batch[name]._replace(image=image, label=label, given=label)
+    losses = run.forward(0, batch).losses
+    torch.autograd.backward([loss for loss in losses.values() if loss.requires_grad])
+    trained = (("backbone", run.backbone), ("strategy", run.strategy))
+    gradients = {
+        f"the gradient of {whose}.{name}": parameter.grad
+        for whose, module in trained
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+    return {**{f"loss {name!r}": loss.detach() for name, loss in losses.items()}, **gradients}
+
+
 def check_soft_labels(subject: Subject) -> None:
     """Shares of one-hot labels are those labels; other shares matter where the strategy says that it learns from them."""
     run = ShortRun(subject)
@@ -509,7 +579,7 @@ def checks() -> list[Callable[[Subject], None]]:
     return [
         check_finite_losses, check_nothing_known, check_gradient, check_batch_left_alone, check_own_storage,
         check_submodules_matter, check_options_matter, check_resume, check_same_seed, check_streams, check_frozen,
-        check_predictors, check_ignore, check_soft_labels, check_mixed_precision,
+        check_predictors, check_ignore, check_unknown_voxels, check_soft_labels, check_mixed_precision,
     ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from labeleff.testing import (
     check_soft_labels,
     check_streams,
     check_submodules_matter,
+    check_unknown_voxels,
     checks,
 )
 
@@ -30,6 +31,7 @@ SIZES = {"2d": (16, 24), "3d": (8, 16, 16)}
 # are one is asked by check_resume, too
 OF_STRATEGIES = (
     check_submodules_matter, check_options_matter, check_same_seed, check_streams, check_ignore, check_soft_labels,
+    check_unknown_voxels,
 )  # fmt: skip
 
 # in three steps from scratch no teacher is sure by the paper's threshold, so that nothing of the consistency would matter;

@@ -87,6 +87,14 @@ class IgnoreIsBackground(Sound):
         return super().step(backbone, batch | {"labelled": share._replace(label=label)}, progress)
 
 
+class UnknownIsGuessed(Sound):
+    def step(self, backbone, batch, progress):
+        share = batch["labelled"]
+        guess = backbone(share.image).argmax(1)
+        label = torch.where(share.label == IGNORE, guess, share.label)
+        return super().step(backbone, batch | {"labelled": share._replace(label=label)}, progress)
+
+
 class GlobalNumpy(Sound):
     def target(self, backbone, image):
         return super().target(backbone, image) * np.random.rand()
@@ -179,6 +187,8 @@ PLANTED = [
     (TeacherNotSaved, testing.check_resume, "some state is not in state_dict"),
     (ChangesBatch, testing.check_batch_left_alone, "labelled image was changed in place"),
     (IgnoreIsBackground, testing.check_ignore, "IGNORE is taken for background"),
+    (IgnoreIsBackground, testing.check_unknown_voxels, "loss 'supervised' depends on voxels of which nobody"),
+    (UnknownIsGuessed, testing.check_unknown_voxels, "loss 'supervised' depends on voxels of which nobody"),
     (GlobalNumpy, testing.check_same_seed, "two runs with the same seed differ"),
     (TrainableTeacher, testing.check_own_storage, "asks for a gradient but is not optimised"),
     (NaNWithoutLabels, testing.check_nothing_known, "nan where nothing is labelled"),

@@ -43,6 +43,9 @@ class Strategy(nn.Module, ABC):
     reads_labels: bool = True
     """False: this instance never looks at a label. Such stages are the same for every budget, and sweeps train them once."""
 
+    uses_unknown: bool = False
+    """This instance learns on purpose from voxels of labelled images that nobody has labelled, by a consistency say."""
+
     equivalent_options: ClassVar[Mapping[str, str]] = {}
     """Options whose alternatives may leave a short run as it is, with the reason; all others are checked to matter."""
 

@@ -52,6 +52,7 @@ class CrossPseudo(Strategy):
         if weight < 0 or not 0 <= rampup <= 1:
             raise ValueError("weight must be >= 0, rampup in [0, 1]")
         self.weight, self.rampup, self.on = weight, rampup, on
+        self.uses_unknown = on == "both"
         self.dice: DiceForm = dice
 
     def streams(self) -> dict[str, Stream]:
