@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from labeleff import registry
 from labeleff.data.formats import btcv, segthor
 from labeleff.data.formats.btcv import Btcv
 from labeleff.data.formats.nih_pancreas import NihPancreas
@@ -11,6 +12,7 @@ from labeleff.data.formats.prect import PreCt
 from labeleff.data.formats.segthor import SegThor
 from labeleff.data.recognise import Choices, index_folder
 from labeleff.errors import DataError
+from labeleff.recipe_io import load_recipe
 
 from . import layouts
 from .layouts import AFFINES, save, volume
@@ -151,3 +153,26 @@ def test_held_out_patients_of_sites_are_the_formats(tmp_path):
     found = index_folder(layouts.prostate(tmp_path), Choices(test=1))
     assert [case.id for case in found.manifest.of_role("test")] == ["BMC_Case02", "RUNMC_Case02"]
     assert {case.domain for case in found.manifest.cases} == {"RUNMC", "BMC"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "make"),
+    [
+        ("bcp_acdc", layouts.acdc_h5),
+        ("glcl_acdc", layouts.acdc),
+        ("bcp_left_atrium", layouts.left_atrium_h5),
+        ("adele_segthor_schedule", layouts.segthor),
+        ("umct_pancreas_10", layouts.nih_pancreas),
+        ("umct_pancreas_20", layouts.nih_pancreas),
+        ("voco_b", layouts.prect),
+    ],
+)
+def test_recipes_of_papers_read_the_downloads(tmp_path, monkeypatch, recipe, make):
+    """What a recipe names is found below LABELEFF_DATA, with the recipe's own options."""
+    dataset = load_recipe(f"paper/{recipe}").data.dataset
+    make(tmp_path / dataset.options["path"])
+    monkeypatch.setenv("LABELEFF_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    manifest = registry.build("dataset", dataset.name, **dataset.options).manifest()
+    assert manifest.of_role("train")
+    assert bool(manifest.of_role("test")) == (dataset.name != "prect")
