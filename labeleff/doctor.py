@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
+from labeleff.machine import cores
 from labeleff.prepared import DEFAULT_CACHE
 
 State = Literal["good", "note", "bad"]
@@ -93,7 +94,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    yield Finding("good", "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of torch, {_memory()}")
+    yield Finding("good", "cpu", f"{cores()} cores, {torch.get_num_threads()} threads of torch, {_memory()}")
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         if built and Path("/dev/nvidiactl").exists():

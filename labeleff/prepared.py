@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from labeleff.data import raters
 from labeleff.data.annotations import AnnotationStore
 from labeleff.data.audit import Audit, audit_labels, check_audit
 from labeleff.data.formats.base import DataSet
-from labeleff.data.manifest import Case, Manifest
+from labeleff.data.manifest import Case, Manifest, Role, without
 from labeleff.data.module import StepData, make_loader
 from labeleff.data.noise.base import NoiseModel
 from labeleff.data.noise.measure import Achieved
@@ -33,11 +33,12 @@ from labeleff.data.priors.base import Known, Prior, as_plain, checked
 from labeleff.data.provenance import Provenance, Start, digest, provenance_in, start_from, starts_in
 from labeleff.data.sampling import StreamPlan
 from labeleff.data.split import Split, evenly, make_split
-from labeleff.data.store import ImageStore
+from labeleff.data.store import ImageStore, leave_it_out
 from labeleff.errors import DataError, RecipeError, RunError, SplitError, StoreError, did_you_mean
 from labeleff.evaluation.evaluate import Viewer
 from labeleff.files import write_json
 from labeleff.recipe import Component, Data, Recipe, Stage
+from labeleff.runlog import console, progress
 from labeleff.strategies.base import Strategy
 
 HIDDEN = "hidden"
@@ -72,6 +73,8 @@ class Prepared:
     """What must stand beside a result that rests on them."""
     starts: tuple[Start, ...] = ()
     """The files that stages start from, and what these have learnt from."""
+    left_out: Mapping[Role, tuple[str, ...]] = field(default_factory=dict)
+    """Cases that ``data.leave_out`` does without, by the role they would have played."""
 
     # -- networks -------------------------------------------------------------------------------------------------------
 
@@ -334,7 +337,8 @@ class Prepared:
 
     def reference(self, case: Case) -> NDArray[np.uint8]:
         """Return the label [*S] that an evaluation case is measured against, on the grid the case came in."""
-        return raters.reference(self.dataset, case, self.recipe.data.raters)
+        with leave_it_out(case):
+            return raters.reference(self.dataset, case, self.recipe.data.raters)
 
     def votes(self, case: str) -> NDArray[np.uint8]:
         """Return what the raters of a labelled case say [R, *S], on the stored grid; IGNORE outside the budget.
@@ -394,7 +398,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     """
     spec = recipe.data
     dataset: DataSet = registry.build("dataset", spec.dataset.name, **spec.dataset.options)
-    manifest = dataset.manifest()
+    manifest, left_out = _without(dataset.manifest(), spec.leave_out)
     raters.check_fusion(manifest, spec.raters)
     if spec.noise is not None:
         raters.check_alone(manifest, "data.noise")
@@ -430,14 +434,18 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         recipe, task, 0
     )  # a network that cannot be made, or cannot take the patch, is found before data are read
     ids = split.labelled + split.unlabelled + split.validation + split.test
-    store = ImageStore.prepare(
-        dataset,
-        [manifest.case(i) for i in ids],
-        axes=manifest.axes,
-        cache=cache or DEFAULT_CACHE,
-        normalise=spec.normalise,
-        spacing=spec.spacing,
-    )
+    with progress("preparing images", quiet=not write) as seen:
+        store = ImageStore.prepare(
+            dataset,
+            [manifest.case(i) for i in ids],
+            axes=manifest.axes,
+            cache=cache or DEFAULT_CACHE,
+            normalise=spec.normalise,
+            spacing=spec.spacing,
+            processes=None if write else 1,
+            say=console().print if write else _say_nothing,
+            on_progress=seen,
+        )
     audit = check_audit(
         manifest,
         split,
@@ -467,12 +475,24 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         slice_axis=slice_axis,
         starts=starts,
         raters=_raters(folder / "raters.json", dataset, manifest, split, store, spec) if write else None,
+        left_out=left_out,
     )
     if spec.prior is not None:
         prepared = _with_priors(prepared, spec.prior, folder / "priors.json", write=write)
     for stage in (*recipe.stages, *recipe.baseline):
         prepared.held_out(stage)  # too many parts are found before anything is trained
     return prepared
+
+
+def _without(manifest: Manifest, names: Sequence[str]) -> tuple[Manifest, dict[Role, tuple[str, ...]]]:
+    try:
+        return without(manifest, names)
+    except DataError as error:
+        raise RecipeError(f"data.leave_out: {error}") from error
+
+
+def _say_nothing(_: str) -> None:
+    """Say nothing."""
 
 
 def _check_overlapping(recipe: Recipe, name: str) -> None:
@@ -637,7 +657,8 @@ def _corrupted(
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield the labelled cases with labels made wrong, and count what that did."""
     for case in map(manifest.case, split.labelled):
-        clean = dataset.read_label(case)
+        with leave_it_out(case):
+            clean = dataset.read_label(case)
         found = noise.corrupt(
             clean, case=case.id, names=manifest.classes, spacing=case.spacing, slice_axis=manifest.slice_axis
         )
@@ -655,7 +676,8 @@ def _known(manifest: Manifest, store: ImageStore, spec: Data, case: str, label: 
 
 def _votes(dataset: DataSet, manifest: Manifest, store: ImageStore, spec: Data, case: str) -> NDArray[np.uint8]:
     """Return what the raters of a case say [R, *S], on the stored grid; slices outside the budget are IGNORE."""
-    votes = dataset.read_votes(manifest.case(case))
+    with leave_it_out(manifest.case(case)):
+        votes = dataset.read_votes(manifest.case(case))
     return np.stack([_known(manifest, store, spec, case, label) for label in votes])
 
 
@@ -723,7 +745,9 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "test_patients": patients(split.test),
         "evaluated_on": split.evaluate_on,
         "audit": prepared.audit.verdict,
+        **({"left_out": {role: list(names) for role, names in prepared.left_out.items()}} if prepared.left_out else {}),
         "notes": [
+            *_left_out_notes(prepared),
             *split.notes,
             *([prepared.prior_mark] if prepared.prior_mark else []),
             *(start.note for start in prepared.starts if start.note),
@@ -733,6 +757,14 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             *prepared.audit.warnings,
         ],
     }
+
+
+def _left_out_notes(prepared: Prepared) -> Iterator[str]:
+    """Yield which cases the run does without; those of the test are missing from its result."""
+    for role, names in prepared.left_out.items():
+        every = len(names) + len(prepared.manifest.of_role(role))
+        text = f"data.leave_out: {len(names)} of {every} {role} cases are left out ({', '.join(names)})"
+        yield f"{text}: the result is of the others alone" if role == "test" else text
 
 
 def _query_notes(recipe: Recipe) -> Iterator[str]:

@@ -18,6 +18,8 @@ class Data:
         dataset: Registered data set with its options.
         labelled: Budget: a number of patients, a fraction of them (below 1), ``all``, ``first:N`` of the official list, or
             ``none``: a network that was trained elsewhere is adapted (``stages.0.start`` names its file).
+        leave_out: Cases that are done without, by name: those that cannot be read. The result says which, and counts those of
+            the test.
         draw: Which random draw of labelled patients; budgets are nested within a draw.
         validation: Patients taken out of the budget for validation, or ``official`` (added to it, and the result says so).
         slices: Slices labelled per labelled patient, evenly spread, the rest unknown; null: all of them.
@@ -47,6 +49,7 @@ class Data:
 
     dataset: Component
     labelled: int | float | str = 4
+    leave_out: tuple[str, ...] = ()
     draw: int = 0
     validation: int | str = 0
     slices: int | None = None
@@ -186,7 +189,8 @@ class Trainer:
         precision: ``32``, ``bf16`` or ``16`` (mixed).
         clip: Largest gradient norm; 0: no clipping.
         accumulate: Micro-batches per optimiser step.
-        threads: CPU threads of torch, part of what a run is (sums depend on it); 0: all cores, written down as a number.
+        threads: CPU threads of torch, part of what a run is (sums depend on it); 0: all that this process may use, written
+            down as a number.
         workers: Processes that prepare batches; the result does not depend on it.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of metrics.

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import Progress
 
 from labeleff.recipe import Recipe
 from labeleff.rundir import RunDirectory
+
+EVERY = 60.0
+"""Seconds between lines of progress where there is no terminal."""
 
 
 @cache
@@ -21,6 +27,35 @@ def console() -> Console:
     """Return the one console that runs print to."""
     # tables are cut to the width, and 80 columns are too few for them where there is no terminal to ask
     return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to be called with (done, of): a bar on a terminal; elsewhere a line now and then.
+
+    Nothing here has a thread of its own: processes may be forked meanwhile.
+    """
+    if quiet:
+        yield lambda *_: None
+    elif console().is_terminal:
+        bar = Progress(*Progress.get_default_columns(), console=console(), transient=True, auto_refresh=False)
+        number = bar.add_task(title, total=None)
+        with bar:
+
+            def move(done: int, of: int) -> None:
+                bar.update(number, completed=done, total=of, refresh=True)
+
+            yield move
+    else:
+        said = time.monotonic()
+
+        def tell(done: int, of: int) -> None:
+            nonlocal said
+            if time.monotonic() - said > EVERY and done < of:
+                said = time.monotonic()
+                console().print(f"{title}: {done} of {of}")
+
+        yield tell
 
 
 class RunLog:

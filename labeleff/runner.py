@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from labeleff.evaluation.probe import Labelled, Probe, flatness
 from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
+from labeleff.machine import cores
 from labeleff.prepared import HIDDEN, Prepared, prepare
 from labeleff.process import set_up_process
 from labeleff.recipe import Component, Recipe, Stage
@@ -138,7 +138,7 @@ def _run_one(
 
 def pinned(recipe: Recipe) -> Recipe:
     """Replace what depends on the machine by what it is here: the number of threads is part of a run."""
-    threads = recipe.trainer.threads or os.cpu_count() or 1
+    threads = recipe.trainer.threads or cores()
     return replace(recipe, trainer=replace(recipe.trainer, threads=threads))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "labeleff"
 LAYERS = {
-    1: ("errors", "files", "batch", "edits", "registry", "plugins", "functional"),
+    1: ("errors", "files", "machine", "batch", "edits", "registry", "plugins", "functional"),
     2: ("data", "backbones", "evaluation"),
     3: ("strategies", "annotators"),
     4: ("recipe", "convert", "recipe_io", "learner", "testing", "index", "pages"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -156,6 +157,20 @@ class Manifest:
     def patients(self, role: Role) -> tuple[str, ...]:
         """Return the patients of a role, each once, in order."""
         return tuple(dict.fromkeys(case.patient for case in self.of_role(role)))
+
+
+def without(manifest: Manifest, names: Sequence[str]) -> tuple[Manifest, dict[Role, tuple[str, ...]]]:
+    """Return a manifest without some cases, and their names by role.
+
+    Raises:
+        DataError: There is no such case, or none is left.
+    """
+    gone = [manifest.case(name) for name in dict.fromkeys(names)]
+    if not gone:
+        return manifest, {}
+    by_role = {role: tuple(case.id for case in gone if case.role == role) for role in ROLES}
+    kept = tuple(case for case in manifest.cases if case not in gone)
+    return replace(manifest, cases=kept), {role: found for role, found in by_role.items() if found}
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:

@@ -6,15 +6,17 @@ Holds images and nothing else; there is no path from here to a label.
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import shutil
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,12 +28,17 @@ from scipy import ndimage
 
 from labeleff.data.lookalikes import reduced
 from labeleff.data.manifest import Case
+from labeleff.data.preparing import prepare_missing
 from labeleff.errors import DataError, StoreError
 from labeleff.files import write_atomically
 
 FORMAT = 1
 CHUNK = 32
 OPEN_HANDLES = 64
+BYTES_PER_VOXEL = 40
+"""The most that the preparation of an image holds: it as it came, twice in float32, three times in float64."""
+ABANDONED = 24 * 3600.0
+"""Seconds after which a folder under a temporary name belongs to nobody."""
 Normalise = Literal["zscore", "minmax", "none"]
 ONE_THREAD: Mapping[str, Any] = {"cparams": {"nthreads": 1}, "dparams": {"nthreads": 1}}
 """Options of blosc2: threads would be made anew for every chunk, which takes longer than to pack or unpack it."""
@@ -90,9 +97,14 @@ class ImageStore:
         cache: Path,
         normalise: Normalise = "zscore",
         spacing: tuple[float, ...] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        processes: int | None = None,
+        say: Callable[[str], None] = lambda _: None,
+        on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> ImageStore:
-        """Decode what the cache does not hold yet, one case at a time, and return the store.
+        """Decode what the cache does not hold yet, and return the store.
+
+        Whoever is killed on the way finds what was done, whole, and goes on with the rest. What lies in the cache is the same
+        to the byte however many processes have made it.
 
         Args:
             dataset: Reads images.
@@ -101,18 +113,25 @@ class ImageStore:
             cache: Folder of prepared cases, shared by all runs; content-addressed, safe under several processes.
             normalise: Applied on reading, per case and channel, from the image alone: ``zscore``, ``minmax`` to [0, 1].
             spacing: Resample linearly to this voxel size, mm.
+            processes: How many decode at a time; None: as many as there are cores and memory for, where that is worth while.
+            say: Called with what is about to be done, where it is more than a few cases.
             on_progress: Called with (done, of).
 
         Raises:
-            DataError: An image cannot be used.
-            StoreError: The cache holds damaged files.
+            DataError: An image cannot be used, or the disk has no room.
+            StoreError: The cache holds damaged files, or cannot be written to.
         """
-        entries = {}
-        for number, case in enumerate(cases):
-            entries[case.id] = _prepared(dataset, case, axes, cache, spacing)
-            if on_progress is not None:
-                on_progress(number + 1, len(cases))
-        return cls(cache, entries, normalise)
+        entries = {case.id: _known(dataset, case, cache, spacing) for case in cases}
+        missing = [case for case in cases if entries[case.id] is None]
+
+        def make(case: Case) -> Entry:
+            with leave_it_out(case):
+                return _prepared(dataset, case, axes, cache, spacing)
+
+        _sweep(cache)
+        prepare_missing(make, missing, _cost, cache, processes=processes, say=say, on_progress=on_progress)
+        whole = {case.id: entries[case.id] or make(case) for case in cases}
+        return cls(cache, whole, normalise)
 
     @property
     def key(self) -> str:
@@ -267,18 +286,62 @@ def resampled(image: NDArray[Any], spacing: Sequence[float], wanted: Sequence[fl
     return zoomed
 
 
-def _prepared(dataset: Images, case: Case, axes: int, cache: Path, spacing: tuple[float, ...] | None) -> Entry:
-    """Return the entry of a case, decoding it where no earlier run has."""
+@contextmanager
+def leave_it_out(case: Case) -> Iterator[None]:
+    """Add to what is said of a case that cannot be used how to do without it."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except DataError as error:
+        raise DataError(f"{error}; or do without the case: data.leave_out=[{case.id}]") from error
+
+
+def _pointer(dataset: Images, case: Case, cache: Path, spacing: tuple[float, ...] | None) -> Path:
     wish = json.dumps([FORMAT, dataset.fingerprint(case), case.spacing, spacing])
-    pointer = cache / "index" / f"{hashlib.sha256(wish.encode()).hexdigest()[:32]}.json"
+    return cache / "index" / f"{hashlib.sha256(wish.encode()).hexdigest()[:32]}.json"
+
+
+def _known(dataset: Images, case: Case, cache: Path, spacing: tuple[float, ...] | None) -> Entry | None:
+    """Return the entry of a case that an earlier run has prepared."""
+    with leave_it_out(case):
+        pointer = _pointer(dataset, case, cache, spacing)
     if pointer.exists():
         try:
             return _entry_in(cache, json.loads(pointer.read_text())["folder"])
         except (OSError, KeyError, TypeError, json.JSONDecodeError):
             pointer.unlink(missing_ok=True)  # points at nothing whole: decode again
-    entry = _decode(dataset.read_image(case), case, axes, cache, spacing)
-    write_atomically(pointer, json.dumps({"folder": entry.folder}))
+    return None
+
+
+def _prepared(dataset: Images, case: Case, axes: int, cache: Path, spacing: tuple[float, ...] | None) -> Entry:
+    """Return the entry of a case, decoding it where no other process has."""
+    if (entry := _known(dataset, case, cache, spacing)) is not None:
+        return entry
+    entry, stored = _decode(dataset.read_image(case), case, axes, spacing)
+    try:
+        _publish(stored, entry, cache)
+        write_atomically(_pointer(dataset, case, cache, spacing), json.dumps({"folder": entry.folder}))
+    except OSError as error:
+        raise StoreError(
+            f"{cache}: case {case.id!r} cannot be written there ({error.strerror}); make room, or give --cache a folder elsewhere"
+        ) from error
     return entry
+
+
+def _cost(entry: Entry, cache: Path) -> tuple[int, int]:
+    """Return the bytes that a case takes on the disk, and those that its preparation takes in memory."""
+    disk = sum(path.stat().st_size for path in (cache / entry.folder).iterdir())
+    voxels = max(math.prod(entry.shape), math.prod(entry.original_shape))
+    return disk, BYTES_PER_VOXEL * entry.channels * voxels
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what processes that were killed have left half-written, once it is surely nobody's."""
+    for path in cache.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                shutil.rmtree(path)
 
 
 def _entry_in(cache: Path, folder: str) -> Entry:
@@ -289,7 +352,10 @@ def _entry_in(cache: Path, folder: str) -> Entry:
     return Entry(**fields)
 
 
-def _decode(image: NDArray[Any], case: Case, axes: int, cache: Path, spacing: tuple[float, ...] | None) -> Entry:
+def _decode(
+    image: NDArray[Any], case: Case, axes: int, spacing: tuple[float, ...] | None
+) -> tuple[Entry, NDArray[Any]]:
+    """Return the entry of an image, and the image as it is kept."""
     where = f"case {case.id!r}: {case.image[0].path}"
     if image.ndim != axes + 1 or 0 in image.shape:
         raise DataError(
@@ -330,8 +396,7 @@ def _decode(image: NDArray[Any], case: Case, axes: int, cache: Path, spacing: tu
         low=tuple(flat.min(1)),
         high=tuple(flat.max(1)),
     )
-    _publish(stored, entry, cache)
-    return entry
+    return entry, stored
 
 
 def _publish(stored: NDArray[Any], entry: Entry, cache: Path) -> None:
@@ -343,8 +408,12 @@ def _publish(stored: NDArray[Any], entry: Entry, cache: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     chunks = tuple(min(n, CHUNK) for n in stored.shape)
-    blosc2.asarray(stored, urlpath=str(temporary / "image.b2nd"), chunks=chunks, **ONE_THREAD)
-    write_atomically(temporary / "entry.json", json.dumps(entry.__dict__))
+    try:
+        _write_array(stored, temporary / "image.b2nd", chunks)
+        write_atomically(temporary / "entry.json", json.dumps(entry.__dict__))
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     try:
         temporary.rename(target)
     except OSError:
@@ -353,3 +422,12 @@ def _publish(stored: NDArray[Any], entry: Entry, cache: Path) -> None:
             temporary.rename(target)
         else:
             shutil.rmtree(temporary)
+
+
+def _write_array(stored: NDArray[Any], path: Path, chunks: tuple[int, ...]) -> None:
+    try:
+        blosc2.asarray(stored, urlpath=str(path), chunks=chunks, **ONE_THREAD)
+    except RuntimeError as error:  # all that blosc2 says where a disk is full
+        raise OSError(errno.EIO, str(error)) from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from labeleff import __version__
 from labeleff.errors import Interrupted, RunError
 from labeleff.files import write_json
+from labeleff.machine import cores
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
 from labeleff.rundir import environment, has_begun
@@ -230,7 +231,7 @@ def default_workers(benchmark: Benchmark) -> int:
     first = next(iter(benchmark.datasets.values()), DataChoice())
     recipe = method_recipe(benchmark, first, benchmark.baseline, [*benchmark.set, *first.set])
     gpus = visible_gpus() if recipe.trainer.accelerator != "cpu" else ()
-    return len(gpus) or max(1, (os.cpu_count() or 1) // max(1, recipe.trainer.threads))
+    return len(gpus) or max(1, cores() // max(1, recipe.trainer.threads))
 
 
 def visible_gpus() -> tuple[str, ...]:

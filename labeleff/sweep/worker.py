@@ -19,6 +19,7 @@ from typing import Any
 
 from labeleff.errors import Interrupted, LabeleffError
 from labeleff.files import write_atomically
+from labeleff.machine import PROCESSES
 
 LOCK_PATIENCE = 60.0
 """Seconds to wait for a process of an earlier, killed sweep to let go of a folder."""
@@ -68,6 +69,7 @@ def execute(task: Task) -> Outcome:
         from labeleff.recipe_io import load_recipe
         from labeleff.runner import run, train
 
+        os.environ.setdefault(PROCESSES, "1")  # the cores are shared out to runs already
         load_plugins(task.plugins)
         wait_for_lock(task.folder)
         (run if task.evaluated else train)(load_recipe(task.recipe), task.folder, cache=task.cache, start=task.start)

@@ -133,8 +133,10 @@ def test_nifti_errors(folder):
     with pytest.raises(DataError, match="geometry"):
         data.read_label(manifest.case("p1_a"))
     (folder / "images" / "p1_b.nii.gz").write_bytes(b"torn")
-    with pytest.raises(DataError, match="case 'p1_b'"):
-        Nifti(path=str(folder)).manifest()
+    torn = Nifti(path=str(folder)).manifest().case("p1_b")  # the others are known all the same
+    assert torn.spacing is None
+    with pytest.raises(DataError, match=r"case 'p1_b'.* not a readable NIfTI"):
+        data.read_image(torn)
     (folder / "images" / "p1_b.nii.gz").unlink()
     with pytest.raises(DataError, match="a label without an image"):
         Nifti(path=str(folder)).manifest()

@@ -398,7 +398,7 @@ def test_what_is_no_label_picture_is_said(tiles):
         data.read_label(data.manifest().case("a_1"))
     (folder / "images" / "a_2.png").write_bytes(b"torn")
     with pytest.raises(DataError, match=r"case 'a_2': .*not a readable image"):
-        data.manifest()
+        data.read_image(data.manifest().case("a_2"))
     (folder / "images" / "a_2.png").unlink()
     picture(folder / "images" / "a_1.bmp", grey)
     with pytest.raises(DataError, match=r"a_1\.bmp is beside it|a_1\.png: a_1\.bmp"):

@@ -178,18 +178,27 @@ def described(case: Case, *, axes: int) -> tuple[int, tuple[float, ...] | None]:
 def with_headers(cases: Sequence[Case], *, axes: int, where: str) -> tuple[tuple[Case, ...], int]:
     """Return cases with the spacing of their headers, and the channels that all of them have.
 
-    Pictures in grey and in colour side by side count as colour.
+    Pictures in grey and in colour side by side count as colour. A case whose header cannot be read is named when its image is:
+    an audit names all of them, and a run may do without it.
 
     Raises:
-        DataError: A header cannot be read, or cases differ in their channels.
+        DataError: No header can be read, or cases differ in their channels.
     """
-    found = [described(case, axes=axes) for case in cases]
-    numbers = {channels for channels, _ in found}
+    found, broken = [], []
+    for case in cases:
+        try:
+            found.append(described(case, axes=axes))
+        except DataError as error:
+            found.append((0, None))
+            broken.append(error)
+    numbers = {channels for channels, _ in found if channels}
+    if broken and not numbers:
+        raise broken[0]
     if axes == 2 and numbers == {1, 3} and all(len(case.image) == 1 for case in cases):
         numbers = {3}
     if len(numbers) > 1:
         usual = max(sorted(numbers), key=[channels for channels, _ in found].count)
-        odd = next(i for i, (channels, _) in enumerate(found) if channels != usual)
+        odd = next(i for i, (channels, _) in enumerate(found) if channels not in (0, usual))
         raise DataError(
             f"{where}: case {cases[odd].id!r} has {found[odd][0]} channels, most cases have {usual}; all cases need the same ones"
         )
