@@ -21,7 +21,7 @@ from labeleff.prepared import DEFAULT_CACHE
 
 State = Literal["good", "note", "bad"]
 EXTRAS = {
-    "SimpleITK": "several raters joined by STAPLE",
+    "SimpleITK": "DICOM, and several raters joined by STAPLE",
     "ray": "sweeps on a cluster",
     "mlflow": "tracking",
     "wandb": "tracking",

@@ -112,9 +112,14 @@ class _Team:
 
     def _hand_out(self, link: connection.Connection) -> None:
         number = None if self.failures else next(self.left, None)
-        if number is not None:
-            self.at_work[link] = number
+        if number is None:
+            return
+        try:
             link.send(number)
+        except OSError:  # killed while it was idle
+            self.failures[number] = ProcessDied(number, _end_of(self.workers[link]))
+        else:
+            self.at_work[link] = number
 
     def heard(self) -> Iterator[int]:
         """Wait, yield the numbers of what is done, and hand out more."""

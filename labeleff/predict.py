@@ -61,7 +61,8 @@ def predict(
 
     Args:
         runs: Directories of finished runs (or their ``predictor.safetensors``); of several the mean probability is taken.
-        source: NIfTI, or for networks of 2-D images PNG, TIFF or JPEG; a folder of such; or a manifest (.json), all cases of it.
+        source: NIfTI, or for networks of 2-D images PNG, TIFF or JPEG; a folder of such, or of DICOM series; or a manifest (.json), all
+            cases of it.
             In a folder, channels of an image may be files of their own: ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz`` …, or with
             the endings that the recipe's data set names (``data.dataset.channels``).
         target: A file for a file, otherwise a folder.

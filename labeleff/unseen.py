@@ -15,6 +15,8 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from labeleff.data.formats import dicom_files
+from labeleff.data.formats.dicom import named_series
 from labeleff.data.formats.nifti_files import NEAR
 from labeleff.data.manifest import read_manifest
 from labeleff.data.store import CHUNK, as_stored, resampled
@@ -43,6 +45,9 @@ def pairs_of(
     if source.suffix == ".json":
         yield from _listed(source, target, processing, known, ending)
         return
+    if processing.axes == 3 and (series := _series(source)):
+        yield from (((first,), target / f"{name}{ending}") for name, first in series.items())
+        return
     if source.is_dir():
         files = sorted(path for path in source.iterdir() if path.is_file() and ending_of(path, known))
         if not files:
@@ -66,6 +71,15 @@ def pairs_of(
         yield parts, target / f"{name}{ending}"
 
 
+def _series(source: Path) -> dict[str, Path]:
+    """Return a slice of every DICOM series of a folder, which stands for it, by the names of their cases."""
+    if not source.is_dir() or any(ending_of(path, VOLUMES) for path in source.iterdir()):
+        return {}
+    if not dicom_files.holds_dicom(source):
+        return {}
+    return {name: min(one.path for one in slices) for name, slices in named_series(source, []).items()}
+
+
 def _listed(
     source: Path, target: Path, processing: Processing, known: Sequence[str], ending: str
 ) -> Iterator[tuple[tuple[Path, ...], Path]]:
@@ -80,7 +94,7 @@ def _listed(
         )
     for case in manifest.cases:
         files = tuple(source.path for source in case.image)
-        if wrong := [path for path in files if not ending_of(path, known)]:
+        if wrong := [path for path in files if not ending_of(path, known) and not dicom_files.is_dicom(path)]:
             raise DataError(f"{source}: case {case.id!r}: {wrong[0].name} is none of the kinds {', '.join(known)}")
         yield files, target / f"{case.id}{ending}"
 
@@ -164,7 +178,10 @@ def read_unseen(files: Sequence[Path], processing: Processing) -> Unseen:
 def _read_volume(
     files: Sequence[Path], processing: Processing
 ) -> tuple[NDArray[np.float32], tuple[float, ...], Callable[[Path, NDArray[Any]], None]]:
-    """Return [C, x, y, z] in the run's orientation, the size of its voxels in mm, and what writes back."""
+    """Return [C, x, y, z] in the run's orientation, the size of its voxels in mm, and what writes back.
+
+    A slice of a DICOM series stands for the series; what is written back is NIfTI, in its geometry.
+    """
     own = processing.channels if len(files) == 1 else 1
     first, file, turn = _voxels(files[0], own, processing)
     image = np.empty((own * len(files), *first.shape[:3]), np.float32)
@@ -200,7 +217,7 @@ def _read_volume(
 def _voxels(path: Path, channels: int, processing: Processing) -> tuple[NDArray[Any], Any, NDArray[Any]]:
     """Return unscaled voxels [x, y, z, C] in the run's orientation, the file, and how its axes were turned."""
     try:
-        file: Any = nib.load(path)
+        file: Any = nib.load(path) if ending_of(path, VOLUMES) else dicom_files.as_nifti(path)
         raw = np.asanyarray(file.dataobj.get_unscaled())
     except (OSError, EOFError, ValueError, AttributeError, ImageFileError) as error:
         raise DataError(f"{path}: not a readable NIfTI file ({error})") from error

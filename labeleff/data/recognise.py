@@ -16,6 +16,7 @@ import numpy as np
 from labeleff import registry
 from labeleff.batch import IGNORE, derive_seed
 from labeleff.data.formats import nifti_files, picture_files
+from labeleff.data.formats.dicom_files import holds_dicom
 from labeleff.data.formats.files import FileSet, described, patient_expression, patient_of
 from labeleff.data.manifest import ROLES, Case, Manifest, Source, read_manifest, write_manifest
 from labeleff.data.pairing import Paired, Pairing, pair
@@ -96,7 +97,7 @@ def index_folder(folder: Path, choices: Choices | None = None) -> Understood:
     elif not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     else:
-        named = _named_layout(folder, chosen)
+        named = _named_layout(folder, chosen) or _series(folder, chosen)
         if named and "test" in named[2]:
             chosen = replace(chosen, test=0)  # the format holds them out
         found = _of_format(folder, chosen, *named) if named else _of_pairs(folder, chosen)
@@ -230,6 +231,14 @@ def _named_layout(folder: Path, chosen: Choices) -> tuple[str, str, dict[str, ob
             f"{folder}: Cityscapes; name it in a recipe: data.dataset: {{name: cityscapes, path: {folder}}}"
         )
     return None
+
+
+def _series(folder: Path, chosen: Choices) -> tuple[str, str, dict[str, object]] | None:
+    """Return the format of a folder of DICOM files."""
+    if not holds_dicom(folder):
+        return None
+    asked: dict[str, object] = {"patient_pattern": chosen.patient_pattern, "classes": chosen.classes}
+    return "dicom", "DICOM series", {key: value for key, value in asked.items() if value}
 
 
 def _of_format(folder: Path, chosen: Choices, name: str, layout: str, options: Mapping[str, object]) -> Understood:

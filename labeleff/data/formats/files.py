@@ -15,19 +15,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from labeleff.data.formats import nifti_files, picture_files
+from labeleff.data.formats import dicom_files, nifti_files, picture_files
 from labeleff.data.formats.base import DataSet, as_classes, checked_label, read_npz, required_label
 from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.errors import DataError
 
-SUFFIXES = (".npz", ".h5", *nifti_files.SUFFIXES, *picture_files.SUFFIXES)
+SUFFIXES = (".npz", ".h5", *nifti_files.SUFFIXES, *picture_files.SUFFIXES, *dicom_files.SUFFIXES)
 
 
 class FileSet(DataSet):
-    """Images and labels in files that are told apart by their names: NIfTI, PNG, TIFF, JPEG, ``.npz``, ``.h5``.
+    """Images and labels in files: NIfTI, PNG, TIFF, JPEG, ``.npz``, ``.h5``, and DICOM, where a slice stands for its series.
 
-    NIfTI files are brought to the closest canonical orientation; a fourth axis is the channels. Several image files of a case
-    are its channels, in order. Pictures are brought to the channels of the data set: grey is repeated, colour becomes luminance.
+    NIfTI files and series are brought to the closest canonical orientation; a fourth axis is the channels. Several image files
+    of a case are its channels, in order. Pictures are brought to the channels of the data set: grey is repeated, colour
+    becomes luminance.
     """
 
     verbatim = frozenset({"image", "label"})
@@ -65,7 +66,7 @@ class FileSet(DataSet):
         return image if image.dtype == np.uint8 else image.astype(np.float32)
 
     def _channels(self, source: Source, case: Case) -> NDArray[Any]:
-        if nifti_files.is_nifti(source.path):
+        if nifti_files.is_volume(source.path):
             first = case.image[0].path
             if source.path != first and not np.allclose(
                 nifti_files.affine_of(source.path, case.id),
@@ -85,7 +86,7 @@ class FileSet(DataSet):
     def affine(self, case: Case) -> NDArray[np.float64] | None:
         """Return that of the first image where it is a NIfTI file."""
         path = case.image[0].path
-        return nifti_files.affine_of(path, case.id) if nifti_files.is_nifti(path) else None
+        return nifti_files.affine_of(path, case.id) if nifti_files.is_volume(path) else None
 
     def read_label(self, case: Case) -> NDArray[np.uint8]:
         """Return [*S].
@@ -115,7 +116,7 @@ class FileSet(DataSet):
     def _stored(self, source: Source, case: Case) -> NDArray[Any]:
         first = case.image[0].path
         if nifti_files.is_nifti(source.path):
-            if nifti_files.is_nifti(first):
+            if nifti_files.is_volume(first):
                 return nifti_files.label_on(source.path, first, case.id)
             return nifti_files.voxels(source.path, case.id)
         if picture_files.is_picture(source.path):
@@ -125,13 +126,17 @@ class FileSet(DataSet):
     def _shape(self, case: Case) -> tuple[int, ...] | None:
         """Return the shape that a label must have, where the header of the image tells it."""
         path = case.image[0].path
-        if nifti_files.is_nifti(path):
+        if nifti_files.is_volume(path):
             return nifti_files.header_of(path, case.id)[1]
         return picture_files.picture_header(path, case.id)[1] if picture_files.is_picture(path) else None
 
     def fingerprint(self, case: Case) -> str:
         """Return what changes when the case's files change, or what pictures are brought to."""
         found = super().fingerprint(case)
+        first = case.image[0].path
+        if not nifti_files.is_nifti(first) and dicom_files.is_dicom(first):  # the other slices lie beside it
+            rows = [(path.name, path.stat()) for path in sorted(first.parent.iterdir()) if path.is_file()]
+            return f"{found}|" + "|".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in rows)
         return f"{found}|{self.head.channels}" if picture_files.is_picture(case.image[0].path) else found
 
 
@@ -142,7 +147,7 @@ def values_of(manifest: Manifest) -> int:
 
 def readable(source: Source) -> bool:
     """Return whether all files of a source are of a kind that is read, by their names."""
-    return all(part.path.name.lower().endswith(SUFFIXES) for part in source.parts)
+    return all(part.path.name.lower().endswith(SUFFIXES) or dicom_files.is_dicom(part.path) for part in source.parts)
 
 
 def _array(source: Source, case: str) -> NDArray[Any]:
@@ -164,7 +169,7 @@ def described(case: Case, *, axes: int) -> tuple[int, tuple[float, ...] | None]:
     """
     channels, spacing = 0, None
     for source in case.image:
-        if nifti_files.is_nifti(source.path):
+        if nifti_files.is_volume(source.path):
             own, _, found = nifti_files.header_of(source.path, case.id)
             spacing = spacing or found
         elif picture_files.is_picture(source.path):

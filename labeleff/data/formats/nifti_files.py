@@ -13,6 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from labeleff.data.formats import dicom_files
 from labeleff.errors import DataError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -24,6 +25,11 @@ NEAR = 1e-3
 def is_nifti(path: Path) -> bool:
     """Return whether a file is read here, told by its name."""
     return path.name.lower().endswith(SUFFIXES)
+
+
+def is_volume(path: Path) -> bool:
+    """Return whether a file is read here: NIfTI, or a slice of a DICOM series, which stands for the series."""
+    return is_nifti(path) or dicom_files.is_dicom(path)
 
 
 def stem(path: Path) -> str:
@@ -43,6 +49,11 @@ def load(path: Path, name: str, *, channels: bool = False, as_stored: bool = Fal
     Raises:
         DataError: It cannot be read, or has other axes.
     """
+    if not is_nifti(path):
+        try:
+            return dicom_files.volume(path)
+        except DataError as error:
+            raise DataError(f"case {name!r}: {error}") from error
     try:
         image: Any = nib.load(path)
         sizes = [n for n in image.shape[3:] if n > 1]
@@ -75,6 +86,8 @@ def channel_voxels(path: Path, name: str, *, channels: bool = True, as_stored: b
     image = load(path, name, channels=channels, as_stored=as_stored)
     try:
         found = np.asarray(image.dataobj)
+    except DataError as error:  # of a slice
+        raise DataError(f"case {name!r}: {error}") from error
     except _BROKEN as error:
         raise DataError(f"case {name!r}: {path}: the voxels cannot be read ({error})") from error
     if found.dtype.kind not in "iuf":
