@@ -53,6 +53,14 @@ def free_memory() -> int | None:
     return min(found, default=None)
 
 
+def in_bytes(count: float) -> str:
+    """Return a number of bytes in words."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"
+
+
 def most_processes() -> int:
     """Return how many processes work may be shared out to from here; 1: none but this one.
 

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from labeleff.errors import RecipeError
+from labeleff.errors import LabeleffError, RecipeError
 
 
 def load_plugins(files: Iterable[Path] | None) -> None:
     """Import files that the user has named and trusts.
 
     Raises:
-        RecipeError: There is no such file.
+        RecipeError: There is no such file, or it fails.
     """
     for path in files or ():
         spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -22,4 +22,10 @@ def load_plugins(files: Iterable[Path] | None) -> None:
             raise RecipeError(f"--plugin {path}: no such Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except LabeleffError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RecipeError(f"--plugin {path}: fails as it is imported ({reason}); --debug shows where") from error

@@ -26,7 +26,7 @@ from labeleff.evaluation.averaging import Averaged
 from labeleff.evaluation.inference import count_windows, evaluating, predict_slabs, segment
 from labeleff.functional.regions import bits_of, largest_components
 from labeleff.predictor import Processing, open_predictor
-from labeleff.unseen import VOLUMES, Unseen, ending_of, pairs_of, read_unseen
+from labeleff.unseen import VOLUMES, Unseen, ending_of, images_of, read_unseen
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,9 @@ def predict(
 
     Args:
         runs: Directories of finished runs (or their ``predictor.safetensors``); of several the mean probability is taken.
-        source: NIfTI, or for networks of 2-D images PNG, TIFF or JPEG; a folder of such, or of DICOM series; or a manifest (.json), all
-            cases of it.
-            In a folder, channels of an image may be files of their own: ``NAME_0000.nii.gz``, ``NAME_0001.nii.gz`` …, or with
-            the endings that the recipe's data set names (``data.dataset.channels``).
+        source: NIfTI, or for networks of 2-D images PNG, TIFF or JPEG; a folder of such, or of DICOM series; or a manifest
+            (.json), all cases of it. In a folder, channels of an image may be files of their own: ``NAME_0000.nii.gz``,
+            ``NAME_0001.nii.gz`` …, or with the endings that the recipe's data set names (``data.dataset.channels``).
         target: A file for a file, otherwise a folder.
         wish: What is written.
         device: ``auto``, ``cpu``, ``cuda``, …
@@ -76,13 +75,13 @@ def predict(
     """
     wanted = wish or Wish()
     network, processing, endings = _joined(runs, wanted.flips)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.to(device)
+    device = _moved(network, device)
     if processing.largest_component and not wanted.largest_component:
         say("evaluation of this run kept only the largest component of each class; here: --largest-component")
-    pairs = list(pairs_of(source, target, processing, endings))
+    pairs = images_of(source, target, processing, endings)
     for _, path in pairs:  # found before anything is computed
+        if path.parent.exists() and not path.parent.is_dir():
+            raise DataError(f"{path.parent}: is a file, and label maps go into a folder; give another place")
         for out in (path, *_extras(path, wanted).values()):
             if out.exists() and not wanted.overwrite:
                 raise DataError(f"{out}: is there already; give another place, or --overwrite")
@@ -96,6 +95,24 @@ def predict(
         windows = count_windows(case.grid, processing.patch, processing.overlap, processing.slice_axis)
         say(f"{path}: {seconds:.1f} s, {windows} windows of {seconds / windows:.3f} s")
     return [path for _, path in pairs]
+
+
+def _moved(network: nn.Module, device: str) -> str:
+    """Move a network to a device, and return which.
+
+    Raises:
+        RecipeError: There is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        network.to(device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was made without CUDA
+        reason = str(error).split(",")[0].splitlines()[0]
+        raise RecipeError(
+            f"--device {device}: cannot be used here ({reason}); give auto, cpu, cuda or cuda:N"
+        ) from error
+    return device
 
 
 def _joined(runs: Sequence[Path], flips: Sequence[int]) -> tuple[nn.Module, Processing, tuple[str, ...]]:

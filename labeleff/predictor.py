@@ -16,7 +16,7 @@ from torch import nn
 from labeleff import registry
 from labeleff.batch import Task
 from labeleff.data.provenance import HEADER
-from labeleff.errors import RunError
+from labeleff.errors import RecipeError, RunError
 from labeleff.prepared import Prepared, make_backbone
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import load_recipe
@@ -142,7 +142,10 @@ def open_predictor(run: Path) -> Predictor:
             f"{path}: written by labeleff {header.get('version', '?')}, which did not note how images are prepared; run the "
             "recipe again"
         )
-    recipe = load_recipe(header["recipe"])
+    try:
+        recipe = load_recipe(header["recipe"])
+    except RecipeError as error:
+        raise RunError(f"{path}: {error}") from error
     network = structure_of(recipe, processing.task, header["predictor"])
     try:
         network.load_state_dict(tensors)

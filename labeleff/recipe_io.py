@@ -130,7 +130,10 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else "unknown place"
-        raise RecipeError(f"{path}: not valid YAML at {place}: {error.problem}") from error
+        problem = str(error.problem)
+        if "expansion" in problem:  # omegaconf's words name a way around
+            problem = "its references stand for more than 10,000 values; this is no recipe"
+        raise RecipeError(f"{path}: not valid YAML at {place}: {problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError, ValueError) as error:
         raise RecipeError(f"{path}: not a readable recipe ({' '.join(str(error).split())[:200]})") from error
 

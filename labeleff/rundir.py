@@ -93,7 +93,12 @@ class RunDirectory:
         Raises:
             RunError: Another process is at work in it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: cannot be a run directory ({error.strerror}); give another --folder"
+            ) from error
         with (self.folder / ".lock").open("w") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

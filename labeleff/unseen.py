@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from labeleff.data.formats import dicom_files
+from labeleff.data.formats import dicom_files, nifti_files
+from labeleff.data.formats.base import check_memory
 from labeleff.data.formats.dicom import named_series
 from labeleff.data.formats.nifti_files import NEAR
 from labeleff.data.manifest import read_manifest
@@ -36,6 +38,20 @@ def ending_of(path: Path, known: Sequence[str]) -> str:
     return next((suffix for suffix in known if path.name.lower().endswith(suffix)), "")
 
 
+def images_of(
+    source: Path, target: Path, processing: Processing, endings: Sequence[str]
+) -> list[tuple[tuple[Path, ...], Path]]:
+    """Return the files of every image and where its label map goes; a slice of a DICOM series stands for the series.
+
+    Raises:
+        DataError: There is nothing to predict, or label maps would be one file.
+    """
+    series = _series(source) if processing.axes == 3 else {}
+    if series:
+        return [((first,), target / f"{name}.nii.gz") for name, first in series.items()]
+    return list(pairs_of(source, target, processing, endings))
+
+
 def pairs_of(
     source: Path, target: Path, processing: Processing, endings: Sequence[str]
 ) -> Iterator[tuple[tuple[Path, ...], Path]]:
@@ -44,9 +60,6 @@ def pairs_of(
     ending = ".nii.gz" if processing.axes == 3 else ".png"
     if source.suffix == ".json":
         yield from _listed(source, target, processing, known, ending)
-        return
-    if processing.axes == 3 and (series := _series(source)):
-        yield from (((first,), target / f"{name}{ending}") for name, first in series.items())
         return
     if source.is_dir():
         files = sorted(path for path in source.iterdir() if path.is_file() and ending_of(path, known))
@@ -217,10 +230,13 @@ def _read_volume(
 def _voxels(path: Path, channels: int, processing: Processing) -> tuple[NDArray[Any], Any, NDArray[Any]]:
     """Return unscaled voxels [x, y, z, C] in the run's orientation, the file, and how its axes were turned."""
     try:
-        file: Any = nib.load(path) if ending_of(path, VOLUMES) else dicom_files.as_nifti(path)
+        file: Any = nifti_files.opened(path) if ending_of(path, VOLUMES) else dicom_files.as_nifti(path)
+        check_memory(math.prod(file.shape) * file.get_data_dtype().itemsize, str(path))
         raw = np.asanyarray(file.dataobj.get_unscaled())
-    except (OSError, EOFError, ValueError, AttributeError, ImageFileError) as error:
+    except (OSError, EOFError, ValueError, AttributeError, OverflowError, MemoryError, ImageFileError) as error:
         raise DataError(f"{path}: not a readable NIfTI file ({error})") from error
+    if raw.dtype.kind not in "iuf":
+        raise DataError(f"{path}: voxels of type {raw.dtype}; whole or real numbers are read")
     while raw.ndim > 3 and raw.shape[-1] == 1 and raw.shape[-1] != channels:
         raw = raw[..., 0]
     raw = raw[..., None] if raw.ndim == 3 else raw

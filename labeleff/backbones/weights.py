@@ -6,6 +6,7 @@ Files are safetensors, or torch files of nothing but tensors in plain containers
 from __future__ import annotations
 
 import pickle  # for the name of an error only; nothing is unpickled
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -84,7 +85,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         elif path.suffix in TORCH_FILES:
-            state = _state_in(torch.load(path, map_location="cpu", weights_only=True), path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns of protocols that it then refuses
+                state = _state_in(torch.load(path, map_location="cpu", weights_only=True), path)
         else:
             raise RunError(f"{path}: weights are .safetensors or torch files ({', '.join(TORCH_FILES)})")
     except pickle.UnpicklingError as error:
@@ -93,7 +96,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "its state as safetensors"
         ) from error
     except (OSError, EOFError, ValueError, RuntimeError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
-        raise RunError(f"{path}: these weights cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise RunError(
+            f"{path}: these weights cannot be read ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        ) from error
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RunError(f"{path}: {name} holds NaN or infinite values; this network diverged or the file is damaged")

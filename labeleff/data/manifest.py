@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -123,7 +124,9 @@ class Manifest:
                 raise DataError(f"{self.name}: the case {case.id!r} occurs twice; give every case a name of its own")
             if not case.id or "/" in case.id or "\\" in case.id or case.id.startswith("."):
                 raise DataError(f"{self.name}: {case.id!r} cannot name a case: it becomes part of file names")
-            if case.spacing is not None and (len(case.spacing) != self.axes or min(case.spacing) <= 0):
+            if case.spacing is not None and (
+                len(case.spacing) != self.axes or not all(0 < length < math.inf for length in case.spacing)
+            ):
                 raise DataError(
                     f"{self.name}: case {case.id!r} has spacing {case.spacing}; {self.axes} lengths in mm are needed"
                 )
@@ -217,12 +220,15 @@ def read_manifest(path: Path) -> Manifest:
         head = {name: content[name] for name in ("name", "classes", "axes", "channels", "slice_axis", "official")}
         rows = content["cases"]
         head["overlapping"] = content.get("overlapping", False)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not a manifest ({type(error).__name__}: {error})") from error
     if not isinstance(rows, list) or not all(isinstance(head[name], list) for name in ("classes", "official")):
         raise DataError(f"{path}: cases, classes and official are lists")
     if not isinstance(head["overlapping"], bool):
         raise DataError(f"{path}: overlapping is {head['overlapping']!r}; it is true or false")
+    for key, kind in (("name", str), ("axes", int), ("channels", int), ("slice_axis", int)):
+        if type(head[key]) is not kind:
+            raise DataError(f"{path}: {key} is {head[key]!r}; it is a {'text' if kind is str else 'whole number'}")
     cases = tuple(_case(row, path, number) for number, row in enumerate(rows))
     classes, official = (tuple(map(str, head.pop(name))) for name in ("classes", "official"))
     try:

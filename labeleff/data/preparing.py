@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from labeleff.data.manifest import Case
 from labeleff.errors import DataError, StoreError
-from labeleff.machine import PROCESSES, ProcessDied, free_memory, most_processes, shared_out
+from labeleff.machine import PROCESSES, ProcessDied, free_memory, in_bytes, most_processes, shared_out
 
 FEW = 8
 """So many cases are prepared without a word."""
@@ -125,14 +125,6 @@ def _processes(cases: int, seconds: float, memory: int) -> int:
     free = free_memory()
     fitting = cases if free is None else int(free / (2 * memory))  # others may be twice as large as those seen
     return max(1, min(most_processes(), cases, fitting))
-
-
-def in_bytes(count: float) -> str:
-    """Return a number of bytes in words."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 2**10:.0f} KiB"
 
 
 def in_time(seconds: float) -> str:

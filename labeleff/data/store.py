@@ -361,6 +361,8 @@ def _decode(
         raise DataError(
             f"{where}: the image has shape {image.shape}; a channel axis and {axes} spatial axes are needed"
         )
+    if image.dtype.kind not in "buif":
+        raise DataError(f"{where}: the image holds values of type {image.dtype}; whole or real numbers are read")
     if image.dtype != np.uint8:
         image = image.astype(np.float32)
         if not np.isfinite(image).all():

@@ -205,7 +205,7 @@ def test_what_this_process_may_use_counts(monkeypatch):
 
 
 def test_words():
-    assert [preparing.in_bytes(n) for n in (2048, 3 * 2**20, 1.5 * 2**30)] == ["2 KiB", "3.0 MiB", "1.5 GiB"]
+    assert [machine.in_bytes(n) for n in (2048, 3 * 2**20, 1.5 * 2**30)] == ["2 KiB", "3.0 MiB", "1.5 GiB"]
     assert [preparing.in_time(s) for s in (0.1, 89, 600, 7200)] == ["1 s", "89 s", "10 minutes", "2.0 hours"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from labeleff.batch import IGNORE
 from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.errors import DataError
+from labeleff.machine import free_memory, in_bytes
 
 
 class DataSet(ABC):
@@ -106,11 +108,34 @@ def read_npz(path: Path, key: str, case: str) -> NDArray[Any]:
         DataError: The file or the array cannot be read.
     """
     try:
+        check_memory(_claimed(path, key), f"case {case!r}: {path}")
         with np.load(path, allow_pickle=False) as content:
             array: NDArray[Any] = content[key]
             return array
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"case {case!r}: {path}: no readable array {key!r} ({error})") from error
+
+
+def _claimed(path: Path, key: str) -> int:
+    """Return the bytes that an array of an ``.npz`` file says it has."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+        old = np.lib.format.read_magic(member) == (1, 0)
+        header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(member)
+        return math.prod(shape) * int(dtype.itemsize)
+
+
+def check_memory(size: int, where: str) -> None:
+    """Refuse what would not fit into memory, before it is read: a header may claim anything, and a small file unpack to it.
+
+    Raises:
+        DataError: There are fewer bytes.
+    """
+    free = free_memory()
+    if free is not None and size > free:
+        raise DataError(
+            f"{where}: says that it takes {in_bytes(size)} in memory, and {in_bytes(free)} are free; is it damaged?"
+        )
 
 
 def checked_label(
@@ -125,6 +150,8 @@ def checked_label(
     if shape is not None and label.shape != shape:
         raise DataError(f"case {case.id!r}: {where}: the label has shape {label.shape}, the image {shape}")
     rounded = np.asarray(label)
+    if rounded.dtype.kind not in "buif":
+        raise DataError(f"case {case.id!r}: {where}: a label of type {rounded.dtype}; labels are whole numbers")
     if not np.issubdtype(rounded.dtype, np.integer):
         rounded = np.rint(rounded)
         if not np.array_equal(rounded, label):

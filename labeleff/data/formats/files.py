@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.data.formats import dicom_files, nifti_files, picture_files
-from labeleff.data.formats.base import DataSet, as_classes, checked_label, read_npz, required_label
+from labeleff.data.formats.base import DataSet, as_classes, check_memory, checked_label, read_npz, required_label
 from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.errors import DataError
 
@@ -155,9 +155,11 @@ def _array(source: Source, case: str) -> NDArray[Any]:
         return read_npz(source.path, source.key, case)
     try:
         with h5py.File(source.path, "r") as file:
-            array: NDArray[Any] = file[source.key][()]
+            stored = file[source.key]
+            check_memory(stored.size * stored.dtype.itemsize, f"case {case!r}: {source.path}")
+            array: NDArray[Any] = stored[()]
             return array
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         raise DataError(f"case {case!r}: {source.path}: no readable data set {source.key!r} ({error})") from error
 
 
@@ -264,5 +266,9 @@ def patient_expression(pattern: str) -> re.Pattern[str]:
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:
-    """Return the files of a folder, sorted, without the hidden ones that other systems leave behind."""
-    return [path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".") and path.is_file()]
+    """Return the files of a folder, sorted, without the hidden ones that other systems leave behind.
+
+    A link to nowhere is one of them: its reader names it, and a case does not vanish without a word.
+    """
+    files = [path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")]
+    return [path for path in files if path.is_file() or (path.is_symlink() and not path.exists())]

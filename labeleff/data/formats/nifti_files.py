@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import logging
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import logger
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from labeleff.data.formats import dicom_files
+from labeleff.data.formats.base import check_memory
 from labeleff.errors import DataError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -37,6 +41,16 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
+def opened(path: Path) -> Any:
+    """Return nibabel's image. What it would log of a bad header comes as an error too."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        return nib.load(path)
+    finally:
+        logger.setLevel(level)
+
+
 def load(path: Path, name: str, *, channels: bool = False, as_stored: bool = False) -> Any:
     """Return an opened NIfTI file in the closest canonical orientation; voxels are not read.
 
@@ -55,11 +69,14 @@ def load(path: Path, name: str, *, channels: bool = False, as_stored: bool = Fal
         except DataError as error:
             raise DataError(f"case {name!r}: {error}") from error
     try:
-        image: Any = nib.load(path)
+        image: Any = opened(path)
         sizes = [n for n in image.shape[3:] if n > 1]
         if len(image.shape) < 3 or len(sizes) > channels:
             axes = "volumes of 3 axes, or of 4 with the channels last," if channels else "volumes of 3 axes"
             raise DataError(f"case {name!r}: {path}: has {len(image.shape)} axes {image.shape}; {axes} are read")
+        if 0 in image.shape:
+            raise DataError(f"case {name!r}: {path}: has an axis of length 0 {image.shape}; repair or remove it")
+        check_memory(math.prod(image.shape) * image.get_data_dtype().itemsize, f"case {name!r}: {path}")
         if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-12:
             raise DataError(f"case {name!r}: {path}: the header's affine is no map to millimetres; repair it")
         return image if as_stored else nib.as_closest_canonical(image)

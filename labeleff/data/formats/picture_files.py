@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from labeleff.data.formats.base import check_memory
 from labeleff.errors import DataError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
@@ -137,6 +139,7 @@ def _tiff(path: Path, case: str, *, header: bool = False) -> Any:
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
+            check_memory(math.prod(series.shape) * series.dtype.itemsize, f"case {case!r}: {path}")
             axes, shape = series.axes, series.shape
             kept = [i for i, n in enumerate(shape) if n > 1 or axes[i] in "YX"]
             axes, shape = "".join(axes[i] for i in kept), tuple(shape[i] for i in kept)
