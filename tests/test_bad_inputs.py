@@ -604,7 +604,9 @@ def test_a_small_file_that_unpacks_to_more_than_there_is(tmp_path, monkeypatch):
     zeros = np.zeros((128, 128, 64), np.float32)  # 4 MiB
     save_nifti(tmp_path / "nifti" / "images" / "p1.nii.gz", zeros)
     np.savez_compressed(tmp_path / "z.npz", image=zeros)
-    tifffile.imwrite(tmp_path / "z.tif", np.zeros((4, 512, 1024), np.uint16), compression="zlib", photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "z.tif", np.zeros((4, 512, 1024), np.uint16), compression="zlib", photometric="minisblack"
+    )
     with h5py.File(tmp_path / "z.h5", "w") as file:
         file.create_dataset("image", data=zeros, compression="gzip")
     assert max(path.stat().st_size for path in tmp_path.glob("z.*")) < 50_000

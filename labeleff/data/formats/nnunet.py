@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ class NnUNet(Described):
     Channels are files with a number of four digits, or one picture in colour; ``file_ending`` is NIfTI, PNG, TIFF or BMP. The
     label ``ignore`` becomes unknown; names that stand for several values are regions that overlap. Images of ``imagesTr``
     without a label are unlabelled. ``imagesTs`` is the test where ``labelsTs`` has its labels. An explicit list of cases under
-    ``dataset`` is followed, in its order. The patient of a case is found in ``patients.csv`` (columns case, patient) where
-    there is one, else in the name.
+    ``dataset`` is followed, in its order (``data.labelled: first:N``). The patient of a case is found in ``patients.csv``
+    (columns case, patient) where there is one, else in the name.
 
     Args:
         path: The folder ``DatasetNNN_NAME``, absolute or relative to ``LABELEFF_DATA``.
@@ -85,7 +85,16 @@ class NnUNet(Described):
             raise DataError(f"{folder / 'imagesTr'}: no images NAME_0000{ending}")
         with_spacing, channels = with_headers(cases, axes=axes, where=str(folder))
         slice_axis = self.slice_axis if axes == 3 else 0
-        return Manifest(_name(spec, folder), with_spacing, classes, axes, channels, slice_axis, overlapping=overlapping)
+        return Manifest(
+            _name(spec, folder),
+            with_spacing,
+            classes,
+            axes,
+            channels,
+            slice_axis,
+            _in_order(cases) if isinstance(spec.get("dataset"), dict) else (),
+            overlapping=overlapping,
+        )
 
     def _files(
         self, folder: Path, spec: Mapping[str, Any], ending: str
@@ -175,6 +184,11 @@ def classes_of(path: Path, spec: Mapping[str, Any]) -> tuple[tuple[str, ...], tu
     return (background, *order), () if all(value == index for value, index in pairs) else pairs, False
 
 
+def _in_order(cases: Sequence[Case]) -> tuple[str, ...]:
+    """Return the labelled patients of a training list in its order: the first N of them are a budget."""
+    return tuple(dict.fromkeys(case.patient for case in cases if case.role == "train" and case.has_label))
+
+
 def _name(spec: Mapping[str, Any], folder: Path) -> str:
     name = spec.get("name")
     return name if isinstance(name, str) and name else folder.resolve().name
@@ -209,8 +223,9 @@ def _channel_files(folder: Path, ending: str) -> dict[str, list[Path]]:
 class Decathlon(Described):
     """Medical Segmentation Decathlon: ``dataset.json`` with lists of cases, files with the channels as their fourth axis.
 
-    ``training`` gives the labelled cases in order (an entry without ``label`` is unlabelled), ``test`` images whose labels are
-    not public. The patient of a case is found in ``patients.csv`` (columns case, patient) where there is one, else in the name.
+    ``training`` gives the labelled cases in order (``data.labelled: first:N``; an entry without ``label`` is unlabelled),
+    ``test`` images whose labels are not public. The patient of a case is found in ``patients.csv`` (columns case, patient)
+    where there is one, else in the name.
 
     Args:
         path: The folder ``TaskNN_NAME``, absolute or relative to ``LABELEFF_DATA``.
@@ -254,7 +269,14 @@ class Decathlon(Described):
         if isinstance(named, dict) and len(named) != channels:
             self.notes.append(f"dataset.json names {len(named)} modalities, the images have {channels} channels")
         return Manifest(
-            _name(spec, folder), with_spacing, classes, 3, channels, self.slice_axis, overlapping=overlapping
+            _name(spec, folder),
+            with_spacing,
+            classes,
+            3,
+            channels,
+            self.slice_axis,
+            _in_order(cases),
+            overlapping=overlapping,
         )
 
 
