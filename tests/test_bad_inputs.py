@@ -36,6 +36,8 @@ from labeleff.data.formats.nifti import Nifti
 from labeleff.data.manifest import Source
 from labeleff.errors import DataError
 from labeleff.predictor import FILE, HEADER
+from labeleff.prepared import prepare
+from labeleff.recipe_io import load_recipe
 
 from .test_predict import write_run
 
@@ -597,6 +599,19 @@ def test_the_page_lists_these_and_no_others():
     ]
     assert [name for name in listed if name != "given"] == [bad.what for _, bad in ROWS]
     assert len(ROWS) >= 60
+
+
+def test_what_the_line_says_helps(tmp_path):
+    scans(tmp_path / "scans")
+    for name, keep in (("p2", 0), ("p3", 400)):  # not even a header, and half of the voxels
+        path = tmp_path / "scans" / "images" / f"{name}.nii.gz"
+        path.write_bytes(path.read_bytes()[:keep])
+    values = plain(path=tmp_path / "scans")
+    values["data"]["labelled"] = 1
+    with pytest.raises(DataError, match=r"data\.leave_out=\[p2\]"):
+        prepare(load_recipe(values), tmp_path / "run", cache=tmp_path / "cache")
+    found = prepare(load_recipe(values, ["data.leave_out=[p2,p3]"]), tmp_path / "run", cache=tmp_path / "cache")
+    assert (found.split.labelled, found.split.test) == (("p1",), ("p4",))
 
 
 def test_a_small_file_that_unpacks_to_more_than_there_is(tmp_path, monkeypatch):
