@@ -49,7 +49,9 @@ def free_memory() -> int | None:
         found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
     with suppress(OSError, ValueError):  # of a container; "max" is no number
         limit, used = (int((_CGROUP / f"memory.{what}").read_text()) for what in ("max", "current"))
-        found.append(max(limit - used, 0))
+        rows = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        given_back = sum(int(rows.get(f"{kind}_file", 0)) for kind in ("active", "inactive"))  # copies of files
+        found.append(max(limit - used + given_back, 0))
     return min(found, default=None)
 
 

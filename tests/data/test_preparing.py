@@ -204,6 +204,17 @@ def test_what_this_process_may_use_counts(monkeypatch):
     assert machine.free_memory() > 0
 
 
+def test_memory_of_a_container_is_what_is_left_of_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    whole = machine.free_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 100\nactive_file 300\ninactive_file 400\nshmem 7\n")
+    assert machine.free_memory() > 0.5 * whole
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert machine.free_memory() == 1000 - 900 + 300 + 400
+
+
 def test_words():
     assert [machine.in_bytes(n) for n in (2048, 3 * 2**20, 1.5 * 2**30)] == ["2 KiB", "3.0 MiB", "1.5 GiB"]
     assert [preparing.in_time(s) for s in (0.1, 89, 600, 7200)] == ["1 s", "89 s", "10 minutes", "2.0 hours"]

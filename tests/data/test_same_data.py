@@ -120,7 +120,7 @@ def compare(folder, cache, steps, **data):
 
 def test_left_atrium_in_three_layouts(real_data, tmp_path):
     source = real_data / "left_atrium_half"
-    train, test = lines_of(source / "train.list")[4::-1], sorted(lines_of(source / "test.list")[:2])
+    train, test = lines_of(source / "train.list")[3::-1], lines_of(source / "test.list")[:1]
     assert train != sorted(train)  # an order that only lists can tell
     sets = written(source, tmp_path, train, test)
     manifests = {kind: data.manifest() for kind, data in sets.items()}

@@ -134,7 +134,8 @@ def check_memory(size: int, where: str) -> None:
     free = free_memory()
     if free is not None and size > free:
         raise DataError(
-            f"{where}: says that it takes {in_bytes(size)} in memory, and {in_bytes(free)} are free; is it damaged?"
+            f"{where}: says that it takes {in_bytes(size)} in memory, and {in_bytes(free)} are free; is it damaged, or the "
+            "machine full?"
         )
 
 
