@@ -46,7 +46,7 @@ BEGUN = {"recipe.yaml", "environment.json", ".lock"}
 """What a run writes before it looks at its data: what was asked for, and where."""
 LABELS = BEGUN | {"split.json", "annotations"}
 """What it has written before it has read the labels of its budget; nothing points at them yet."""
-PREPARED = BEGUN | {"split.json", "audit.json", "annotations", "tensorboard"}
+PREPARED = BEGUN | {"split.json", "audit.json", "starts.json", "annotations", "tensorboard"}
 """What it has written before it looks at weights."""
 
 
