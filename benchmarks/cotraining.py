@@ -4,8 +4,8 @@
     python benchmarks/cotraining.py cotraining_phantom
 
 Reads the finished runs of ``runs/sweeps/NAME``. Per method: Dice of the ensemble, and the mean over views of the Dice of each
-view alone; both as paired differences to the baseline of the suite, by draw and test patient. Writes
-``results/NAME_views.json``, with the per-case table of the ensemble.
+view alone; both as paired differences to the same of the suite's baseline (to its network, where it has one), by draw and test
+patient. Writes ``results/NAME_views.json``, with the per-case table of the ensemble.
 """
 
 from __future__ import annotations
@@ -66,12 +66,15 @@ def main() -> None:
             row: dict[str, Any] = {"method": method, "predictor": predictor, "draws": len(own)}
             row |= {"dice": value.value, "low": value.low, "high": value.high}
             against = runs[found.baseline]
-            if method != found.baseline and predictor in against[0] and len(against) == len(own):
-                other = compare(cells, matrix(against, predictor))
+            # a single network is compared with whatever a method has
+            same = predictor if predictor in against[0] else next(iter(against[0]))
+            views = "mean view" in against[0]
+            if method != found.baseline and (same == predictor or not views) and len(against) == len(own):
+                other = compare(cells, matrix(against, same))
                 bounds = other.interval
                 row["difference"] = {"mean": bounds.value, "low": bounds.low, "high": bounds.high, "p": other.p}
             rows.append(row)
-            if predictor in ("ensemble", "mean view") or len(own[0]) == 1:
+            if predictor in ("ensemble", "mean view", next(iter(own[0]))):
                 said = {key: round(part, 4) for key, part in row.get("difference", {}).items() if part is not None}
                 print(
                     f"{method:24} {predictor:10} {value.value:.3f} [{value.low or 0:.3f}, {value.high or 0:.3f}]", said
