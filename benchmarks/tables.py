@@ -30,7 +30,7 @@ TITLES = {
     "queries_nuclei": "From fluorescence to stained tissue, 2 % of whose pixels are told in five rounds, real images",
     "active_acdc": "Three labelled patients and 2 % of the voxels of twenty others, told in five rounds, ACDC at 128 x 128, 2-D",
     "cotraining_phantom": "Four labelled generated volumes: three views that teach one another beside the same views trained on",
-    "cotraining_left_atrium": "Left atrium, real scans at half resolution, 3-D network, short schedules, equal steps and equal time",
+    "cotraining_left_atrium": "Left atrium, real scans at half resolution, 3-D network, short schedules, equal steps or time",
     "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network, no augmentation",
 }
 
