@@ -23,6 +23,7 @@ CASES = {
     "vnet": ({}, [1, 2, 4, 8, 16], [8, 4, 2, 1]),
     "segresnet": ({"filters": 8, "blocks_down": (1, 1, 1)}, [1, 2, 4], [2, 1]),
     "dynunet": ({"filters": (4, 8, 16)}, [1, 2, 4], [2, 1]),
+    "residual_unet": (SMALL["residual_unet"], [1, 2, 4], [2, 1]),
     "dynunet deep": ({"filters": (4, 8, 8, 8), "deep_supervision": True}, [1, 2, 4, 8], [4, 2, 1]),
     "attention_unet": ({"channels": (4, 8, 16)}, [1, 2, 4], [2, 1]),
     "mednext": ({"filters": 4}, [1, 2, 4, 8, 16], [8, 4, 2, 1]),

@@ -22,6 +22,7 @@ def curve(budgets, *, end=0.9, gap=0.35, rate=0.7, noise=0.01, draws=4, patients
     ]
 
 
+@pytest.mark.slow
 def test_the_truth_lies_in_the_interval_and_the_middle_is_near():
     hits, errors = 0, []
     for seed in range(20):

@@ -174,8 +174,8 @@ def test_later_runs_take_over_what_an_earlier_sweep_left(swept, cache):
     assert task.start is not None
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_leaves_the_runs_to_themselves(tmp_path, cache):
-
     methods = {name: METHODS[name] for name in ("one", "shorter", "moments")}
     made = benchmark_of(tmp_path, methods)
     grid = expand(made)
