@@ -11,6 +11,7 @@ import pytest
 
 from labeleff.data.formats.dicom import Dicom
 from labeleff.data.formats.manifest_file import ManifestFile
+from labeleff.data.formats.nih_pancreas import NihPancreas
 from labeleff.data.recognise import index_folder, write_index
 from labeleff.data.store import ImageStore
 from labeleff.errors import DataError
@@ -238,3 +239,25 @@ def test_without_simpleitk_it_is_said_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "SimpleITK", None)
     with pytest.raises(DataError, match=r"pip install 'labeleff\[dicom\]'"):
         index_folder(tmp_path)
+
+
+def test_the_pancreas_as_it_comes_from_the_archive(tmp_path):
+    """Series lie two folders down, beside scouts of one slice; labels count to the left, the back and upwards."""
+    upright = (1.0, 0, 0, 0, 1, 0, 0, 0, 1)  # the patient's left, back and head
+    for number in (2, 64):
+        place = tmp_path / "Pancreas-CT" / f"PANCREAS_{number:04d}" / "11-24-2015"
+        voxels = write_series(place / "Pancreas-18957", seed=number, turn=upright)
+        write_series(place / "scout", series=2, shape=(4, 4, 1), turn=upright)
+        label = (voxels > 500).astype(np.uint8).T
+        nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / f"label{number:04d}.nii.gz")
+    data = NihPancreas(path=str(tmp_path), labels="series")
+    manifest = data.manifest()
+    assert [(case.id, case.role) for case in manifest.cases] == [("PANCREAS_0002", "train"), ("PANCREAS_0064", "test")]
+    for case in manifest.cases:
+        assert case.spacing == pytest.approx((0.75, 1.25, 2.5))
+        image = data.read_image(case)[0]
+        assert image.shape == (7, 6, 5)
+        assert np.array_equal(data.read_label(case), image > 500)
+    shutil.rmtree(tmp_path / "Pancreas-CT")
+    with pytest.raises(DataError, match=r"no volumes; expected PANCREAS_NNNN, of DICOM files or \.nii\.gz"):
+        data.manifest()

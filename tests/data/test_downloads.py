@@ -113,13 +113,6 @@ def test_labels_that_follow_the_series_of_the_pancreas(tmp_path):
         NihPancreas(path=".", labels="voxels")
 
 
-def test_dicom_series_of_the_pancreas_are_told_what_to_do(tmp_path):
-    (tmp_path / "Pancreas-CT" / "PANCREAS_0001" / "11-24-2015" / "Pancreas-18957").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"are DICOM series; convert .* \(dcm2niix -z y -f PANCREAS_NNNN") as found:
-        NihPancreas(path=str(tmp_path)).manifest()
-    assert "\n" not in str(found.value)
-
-
 def test_sets_for_pretraining_side_by_side(tmp_path):
     data = PreCt(path=str(layouts.prect(tmp_path)))
     manifest = data.manifest()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from labeleff.data.formats import dicom_files
 from labeleff.data.formats.base import data_folder
 from labeleff.data.formats.files import FileSet, with_headers
 from labeleff.data.formats.nifti_files import NEAR, affine_of, channel_voxels
@@ -24,7 +25,9 @@ LAST = 63
 
 @register("dataset", "nih_pancreas")
 class NihPancreas(FileSet):
-    """NIH Pancreas-CT: images converted to ``PANCREAS_NNNN.nii.gz``, TCIA's ``labelNNNN.nii.gz``, anywhere below the folder.
+    """NIH Pancreas-CT: TCIA's ``PANCREAS_NNNN/…/*.dcm`` and ``labelNNNN.nii.gz``, anywhere below the folder.
+
+    Images may have been converted to ``PANCREAS_NNNN.nii.gz``; DICOM needs SimpleITK (``pip install 'labeleff[dicom]'``).
 
     The split is that of CoraNet's and BCP's authors: of the 80 cases, 62 to train (up to 0063) and 18 to test, in the order of
     their numbers, so that the first 6 and 12 are the labelled sets. UMCT has 62 and 20, drawn at random from the 82 that there
@@ -50,13 +53,16 @@ class NihPancreas(FileSet):
         """Return one row per image; headers are read, voxels are not.
 
         Raises:
-            DataError: There are no volumes, or only DICOM series.
+            DataError: There are no volumes, or a series cannot be read.
         """
         folder = data_folder(self.path)
         labels = numbered(folder, r"label(\d{4})")
         images = numbered(folder, r"(?:PANCREAS_?|image_?|img_?)?(\d{4})(?:_0000)?")
+        images = images or _series(folder)
         if not images:
-            raise DataError(_nothing(folder))
+            raise DataError(
+                f"{folder}: no volumes; expected PANCREAS_NNNN, of DICOM files or .nii.gz, and labelNNNN.nii.gz"
+            )
         if copies := [number for number in WITHDRAWN if images.pop(number, None)]:
             self.notes.append(f"left out, since TCIA has taken them back as copies: {', '.join(map(str, copies))}")
         cases, bare = [], 0
@@ -87,11 +93,12 @@ class NihPancreas(FileSet):
         return super()._stored(source, case)
 
 
-def _nothing(folder: Path) -> str:
-    """Return what to do about a folder without volumes."""
-    if any(path.is_dir() for path in folder.rglob("PANCREAS_[0-9][0-9][0-9][0-9]")):
-        return (
-            f"{folder}: the images are DICOM series; convert each folder PANCREAS_NNNN to PANCREAS_NNNN.nii.gz beside the "
-            "labels (dcm2niix -z y -f PANCREAS_NNNN -o OUT PANCREAS_NNNN)"
-        )
-    return f"{folder}: no volumes; expected PANCREAS_NNNN.nii.gz and labelNNNN.nii.gz"
+def _series(folder: Path) -> dict[int, Path]:
+    """Return a slice of the longest series below each folder ``PANCREAS_NNNN``, by its number."""
+    found: dict[int, Path] = {}
+    for place in sorted(path for path in folder.rglob("PANCREAS_[0-9][0-9][0-9][0-9]") if path.is_dir()):
+        series, _ = dicom_files.series_in(place)
+        longest = max(series.values(), key=len, default=[])
+        if len(longest) > 1:
+            found[int(place.name[-4:])] = min(one.path for one in longest)
+    return dict(sorted(found.items()))
