@@ -31,6 +31,7 @@ TITLES = {
     "active_acdc": "Three labelled patients and 2 % of the voxels of twenty others, told in five rounds, ACDC at 128 x 128, 2-D",
     "cotraining_phantom": "Four labelled generated volumes: three views that teach one another beside the same views trained on",
     "cotraining_left_atrium": "Left atrium, real scans at half resolution, 3-D network, short schedules, equal steps or time",
+    "cotraining_sites": "From one generated site to another without its labels, 2-D, batch norm, three views",
     "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network, no augmentation",
 }
 
