@@ -290,7 +290,8 @@ def per_case(
     columns = min(3, len(budgets))
     lines = math.ceil(len(budgets) / columns)
     size = (WIDTH - 0.5) / max(2, columns)
-    figure = Figure(figsize=(size * columns + 0.5, (size + 0.2) * lines + 0.6), layout="constrained")
+    # as wide as every figure, so that letters are of one size on the page
+    figure = Figure(figsize=(WIDTH, (size + 0.2) * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     low = min(min(row["dice"], row["baseline_dice"]) for row in rows)
     high = max(max(row["dice"], row["baseline_dice"]) for row in rows)
@@ -314,8 +315,13 @@ def per_case(
         axes.grid()
     for axes in panels[max(0, len(budgets) - columns) : len(budgets)]:
         axes.tick_params(labelbottom=True)
-    figure.supxlabel(f"Dice of {baseline}", fontsize=9)
-    figure.supylabel("Dice of the method", fontsize=9)
+    across, up = f"Dice of {baseline}", "Dice of the method"
+    if columns == 1:  # a lone panel is narrower than the figure
+        panels[0].set_xlabel(across, fontsize=9)
+        panels[0].set_ylabel(up, fontsize=9)
+    else:
+        figure.supxlabel(across, fontsize=9)
+        figure.supylabel(up, fontsize=9)
     _legend(figure, [_handle(looks[m], m, line=False) for m in methods])
     return figure
 
