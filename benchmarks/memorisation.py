@@ -49,7 +49,7 @@ def followed(recipe: Recipe, folder: Path, cache: Path | None, every: int) -> li
     run(recipe, folder, cache=cache)
     data = prepare(recipe, folder, cache=cache)
     stage, hidden = recipe.stages[0], AnnotationStore.open(folder / HIDDEN)
-    strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+    strategy = registry.made("strategy", stage.strategy)
     backbone = data.backbone(0)
     strategy.build(backbone, data.task)
     viewer, rows = data.viewer(backbone), []

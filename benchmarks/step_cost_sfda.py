@@ -54,7 +54,7 @@ def prepared(folder: Path, stage: dict[str, Any], *, ndim: int, size: list[int],
 def measure(data: Prepared) -> dict[str, float]:
     """Return medians of a step and of its bare passes, taken in turn."""
     stage = data.recipe.stages[0]
-    strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+    strategy: Strategy = registry.made("strategy", stage.strategy)
     backbone = data.backbone(0)
     strategy.build(backbone, data.task)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))

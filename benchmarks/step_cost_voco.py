@@ -61,7 +61,7 @@ def shown(strategy: Strategy, backbone: nn.Module, batch: dict[str, Batch]) -> T
 def measured(data: Prepared, rounds: int) -> dict[str, float]:
     """Return medians of a step, of its bare passes, and of a forward as far as the step's and of the whole network."""
     stage = data.recipe.stages[0]
-    strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+    strategy: Strategy = registry.made("strategy", stage.strategy)
     backbone = data.backbone(0)
     strategy.build(backbone, data.task)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))

@@ -75,7 +75,7 @@ def _step_seconds(data: Prepared, stage: Stage, index: int, device: torch.device
     """Return the median time of a step, data included, of a stage that starts from a fresh network."""
     if not stage.steps:
         return 0.0
-    strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+    strategy: Strategy = registry.made("strategy", stage.strategy)
     backbone = data.backbone(derive_seed(data.recipe.seed, "init")).to(device)
     strategy.build(backbone, data.task)
     learner = Learner(backbone, strategy.to(device), stage, index=index, regions=data.task.regions)

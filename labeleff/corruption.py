@@ -78,7 +78,7 @@ def open_data(data: str) -> DataSet:
         found: DataSet = registry.build("dataset", "manifest", path=data)
         return found
     component = load_recipe(data).data.dataset
-    made: DataSet = registry.build("dataset", component.name, **component.options)
+    made: DataSet = registry.made("dataset", component)
     return made
 
 

@@ -82,7 +82,7 @@ def _open(run: Path) -> _Run:
         raise RunError(
             f"{run / 'split.json'}: cannot be read ({error}); of a run with folds, give one of them"
         ) from error
-    dataset: DataSet = registry.build("dataset", recipe.data.dataset.name, **recipe.data.dataset.options)
+    dataset: DataSet = registry.made("dataset", recipe.data.dataset)
     annotations = AnnotationStore.open(run / "annotations")
     return _Run(recipe.name, dataset, dataset.manifest(), split, annotations, Rounds(run))
 

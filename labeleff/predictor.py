@@ -171,10 +171,10 @@ def structure_of(recipe: Recipe, task: Task, name: str) -> nn.Module:
     backbone = make_backbone(recipe, task, 0)
     first = max((number for number, stage in enumerate(recipe.stages) if stage.start == "fresh"), default=0)
     for stage in recipe.stages[first:-1]:
-        earlier: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+        earlier: Strategy = registry.made("strategy", stage.strategy)
         earlier.reshape(backbone, task)
     last = recipe.stages[-1].strategy
-    strategy: Strategy = registry.build("strategy", last.name, **last.options)
+    strategy: Strategy = registry.made("strategy", last)
     strategy.build(backbone, task)
     networks = strategy.predictors(backbone)
     if name not in networks:

@@ -124,7 +124,7 @@ class Prepared:
             seen.update(split.unlabelled)
         for index, stage in enumerate(self.recipe.stages):
             if stage.steps:
-                strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+                strategy = registry.made("strategy", stage.strategy)
                 seen |= self.bound(stage, index, strategy)
         found = Provenance(frozenset(digest(self.store.content(case)) for case in seen), (self.manifest.name,))
         for start in self.starts:
@@ -256,7 +256,7 @@ class Prepared:
 
     def too_short(self, stage: Stage) -> dict[int, int]:
         """Return how many cases have fewer places than a stream of a stage wants parts, by the number of parts."""
-        strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+        strategy: Strategy = registry.made("strategy", stage.strategy)
         counts = {}
         for name, stream in strategy.streams().items():
             if stream.kind == "partitions" and self.manifest.axes == 3:
@@ -397,7 +397,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         SplitError: The budget cannot be met, or roles leak into one another.
     """
     spec = recipe.data
-    dataset: DataSet = registry.build("dataset", spec.dataset.name, **spec.dataset.options)
+    dataset: DataSet = registry.made("dataset", spec.dataset)
     manifest, left_out = _without(dataset.manifest(), spec.leave_out)
     raters.check_fusion(manifest, spec.raters)
     if spec.noise is not None:
@@ -524,7 +524,7 @@ def _check_overlapping(recipe: Recipe, name: str) -> None:
 
 def _with_priors(prepared: Prepared, component: Component, path: Path, *, write: bool) -> Prepared:
     """Return what a run needs with the expected sizes of organs in its unlabelled cases, computed once and written down."""
-    prior: Prior = registry.build("prior", component.name, **component.options)
+    prior: Prior = registry.made("prior", component)
     if write and not path.exists():
         found = checked(prior.ratios(_visible(prepared)), _visible(prepared))
         write_json(
@@ -603,7 +603,7 @@ def make_noise(noise: Component | None) -> NoiseModel | None:
     """Return the label-noise model that a recipe names."""
     if noise is None:
         return None
-    model: NoiseModel = registry.build("noise", noise.name, **noise.options)
+    model: NoiseModel = registry.made("noise", noise)
     return model
 
 
@@ -792,7 +792,7 @@ def _rater_notes(prepared: Prepared) -> Iterator[str]:
         yield raters.in_words(prepared.raters)
     if how == "soft":
         for index, stage in enumerate(prepared.recipe.stages):
-            strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+            strategy: Strategy = registry.made("strategy", stage.strategy)
             if not strategy.soft_labels:
                 yield f"stages.{index}: {stage.strategy.name} as set does not learn from soft labels, but from the majority"
     if any(case.label is None for case in prepared.evaluation_cases("test")):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import metadata
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, get_type_hints
 
 from labeleff.errors import RecipeError, did_you_mean
 
@@ -197,3 +197,22 @@ def build(kind: Kind, name: str, **chosen: Any) -> Any:
         return factory(**chosen)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{kind} {name!r}: {error}") from error
+
+
+class Named(Protocol):
+    """A component as a recipe names it."""
+
+    @property
+    def name(self) -> str:
+        """Under which it is registered."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What was chosen of its options."""
+        ...
+
+
+def made(kind: Kind, component: Named) -> Any:
+    """Construct what a recipe names; see :func:`build`."""
+    return build(kind, component.name, **component.options)

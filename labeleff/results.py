@@ -367,7 +367,7 @@ def compare(recipe: Recipe, folder: Path, summaries: Mapping[str, Mapping[str, A
     console().print("one training run each: no ranking can be read from this")
     write_json(folder / "comparison.json", value)
     if recipe.evaluation.pictures:
-        dataset = registry.build("dataset", recipe.data.dataset.name, **recipe.data.dataset.options)
+        dataset = registry.made("dataset", recipe.data.dataset)
         manifest = dataset.manifest()
         for drawn in sorted((folder / "pictures").glob("*-*.png")):
             rank, _, name = drawn.stem.partition("-")

@@ -274,10 +274,10 @@ class Run:
     ) -> tuple[Strategy, Any]:
         """Run one stage from its start, or from a checkpoint inside it, and return its strategy and optimiser state."""
         stage = self.recipe.stages[index]
-        strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+        strategy: Strategy = registry.made("strategy", stage.strategy)
         annotator: Annotator | None = None
         if stage.annotator is not None:
-            annotator = registry.build("annotator", stage.annotator.name, **stage.annotator.options)
+            annotator = registry.made("annotator", stage.annotator)
             last = self.data.task.ndim - 1
             if beyond := [axis for axis in (*annotator.flips, *annotator.kept) if not 0 <= axis <= last]:
                 raise RecipeError(
@@ -316,7 +316,7 @@ class Run:
         stages = self.recipe.stages[: index + 1]
         first = max((number for number, stage in enumerate(stages) if stage.start == "fresh"), default=0)
         for stage in stages[first:index]:
-            earlier: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+            earlier: Strategy = registry.made("strategy", stage.strategy)
             earlier.reshape(self.backbone, self.data.task)
 
     def _hand_on(self, index: int, previous: Strategy | None, strategy: Strategy, handed: Mapping[str, Tensor]) -> None:

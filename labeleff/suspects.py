@@ -201,7 +201,7 @@ def _draw(prepared: Prepared, place: Path, folder: Path, rows: Sequence[Mapping[
         earlier.unlink()
     for index, stage in enumerate(prepared.recipe.stages):
         own = [case for case in prepared.held_out(stage) if case in wanted]
-        strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
+        strategy = registry.made("strategy", stage.strategy)
         backbone = prepared.backbone(0)
         strategy.build(backbone, prepared.task)
         load_snapshot(snapshot_path(directory, index, stage.steps), backbone, strategy)

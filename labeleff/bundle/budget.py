@@ -67,7 +67,7 @@ def _slice_axis(recipe: Recipe) -> int | None:
         return recipe.data.slice_axis
     try:
         spec = recipe.data.dataset
-        manifest = registry.build("dataset", spec.name, **spec.options).manifest()
+        manifest = registry.made("dataset", spec).manifest()
     except DataError:
         return None
     return int(manifest.slice_axis) if manifest.axes == 3 else None

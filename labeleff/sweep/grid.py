@@ -249,7 +249,7 @@ def _in_words(augment: Augment) -> str:
 
 def labelled_images(stage: Stage) -> int:
     """Return how many labelled samples an optimiser step of a stage draws."""
-    streams = registry.build("strategy", stage.strategy.name, **stage.strategy.options).streams()
+    streams = registry.made("strategy", stage.strategy).streams()
     count = 0
     for name, stream in streams.items():
         bound = stage.streams.get(name)

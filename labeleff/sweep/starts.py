@@ -117,7 +117,8 @@ def _seen(recipe: Recipe, stages: Sequence[Stage]) -> Data:
 
 def _is_blind(stage: Stage) -> bool:
     """Return whether a stage is the same whoever is labelled."""
-    reads = _strategy(stage).reads_labels or any(bound.known for bound in stage.streams.values())
+    strategy: Strategy = registry.made("strategy", stage.strategy)
+    reads = strategy.reads_labels or any(bound.known for bound in stage.streams.values())
     return not reads and stage.annotator is None and _roles(stage) == {"all"}
 
 
@@ -128,11 +129,6 @@ def _sees_more(stage: Stage) -> bool:
 
 def _roles(stage: Stage) -> set[str]:
     """Return which cases the streams of a stage are bound to."""
-    streams = _strategy(stage).streams()
+    streams = registry.made("strategy", stage.strategy).streams()
     bound = {name: stage.streams[name].role if name in stage.streams else None for name in streams}
     return {bound[name] or stream.role for name, stream in streams.items()}
-
-
-def _strategy(stage: Stage) -> Strategy:
-    strategy: Strategy = registry.build("strategy", stage.strategy.name, **stage.strategy.options)
-    return strategy

@@ -34,9 +34,7 @@ class DataUnion(DataSet):
         wrong = next((name for name in parts if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name)), None)
         if wrong is not None:
             raise ValueError(f"parts: {wrong!r} becomes part of file names; use letters, digits, '_' and '-'")
-        self.parts: dict[str, DataSet] = {
-            name: registry.build("dataset", part.name, **part.options) for name, part in parts.items()
-        }
+        self.parts: dict[str, DataSet] = {name: registry.made("dataset", part) for name, part in parts.items()}
         self.verbatim = frozenset.intersection(*(part.verbatim for part in self.parts.values()))
         self._own: dict[str, Case] = {}
 
