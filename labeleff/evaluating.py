@@ -9,9 +9,8 @@ from typing import Any, Literal
 from labeleff.errors import RunError
 from labeleff.folds import fold_folder, pool_folds
 from labeleff.recipe import Recipe
-from labeleff.recipe_io import load_recipe
 from labeleff.results import Results, compare
-from labeleff.rundir import RunDirectory, is_trained
+from labeleff.rundir import RunDirectory, is_trained, recipe_of
 from labeleff.runner import Run, resolve
 from labeleff.signals import stopping_at_once
 
@@ -36,20 +35,17 @@ def evaluate(folder: Path, *, on: Literal["test", "development"] = "test", cache
         RunError: There is no run, its stages are not finished, or its last checkpoint is gone.
     """
     folder = Path(folder)
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise RunError(f"{folder}: there is no run here (no recipe.yaml); give the folder of one")
-    recipe = load_recipe(path)
+    recipe = recipe_of(folder)
     if recipe.evaluation.folds and recipe.evaluation.fold is None:
         if on == "development":
             raise RunError(f"{folder}: this run has folds; evaluate one of them: {fold_folder(folder, 0)}")
         parts = [evaluate(fold_folder(folder, fold), cache=cache) for fold in range(recipe.evaluation.folds)]
         return pool_folds(recipe, folder, parts)
-    baseline = folder / "baseline" / "recipe.yaml"
-    if on == "development" or not baseline.is_file():
+    baseline = folder / "baseline"
+    if on == "development" or not (baseline / "recipe.yaml").is_file():
         return _one(recipe, folder, on, cache)
     results = {
-        "baseline": _one(load_recipe(baseline), baseline.parent, on, cache),
+        "baseline": _one(recipe_of(baseline), baseline, on, cache),
         recipe.name: _one(recipe, folder, on, cache),
     }
     return compare(recipe, folder, results)

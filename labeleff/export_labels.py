@@ -25,7 +25,7 @@ from labeleff.data.rounds import Rounds
 from labeleff.errors import DataError, RunError
 from labeleff.files import write_aside, write_csv, write_json
 from labeleff.prepared import nearest
-from labeleff.recipe_io import load_recipe
+from labeleff.rundir import recipe_of
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def export_labels(run: Path, kind: Literal["nnunet", "manifest"], folder: Path) 
 
 
 def _open(run: Path) -> _Run:
-    if not (run / "recipe.yaml").is_file():
-        raise RunError(f"{run}: there is no run here (no recipe.yaml); give the folder of one")
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = recipe_of(run)
     try:
         split = json.loads((run / "split.json").read_text())
     except (OSError, ValueError) as error:

@@ -56,6 +56,19 @@ def checkpoint_file(folder: Path, stage: int, step: int) -> Path:
     return folder / "checkpoints" / f"stage-{stage:02d}-step-{step:08d}.ckpt"
 
 
+def recipe_of(folder: Path) -> Recipe:
+    """Return the recipe of a run directory.
+
+    Raises:
+        RunError: There is no run there.
+        RecipeError: Its recipe is damaged.
+    """
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder}: there is no run here (no recipe.yaml); give the folder of one")
+    return load_recipe(path)
+
+
 def has_begun(folder: Path) -> bool:
     """Return whether a run directory holds a checkpoint to go on from."""
     return any((folder / "checkpoints").glob("*.ckpt"))

@@ -11,7 +11,7 @@ from labeleff import asking, registry
 from labeleff.data.rounds import Rounds
 from labeleff.errors import DataError, RunError
 from labeleff.recipe import Recipe
-from labeleff.recipe_io import load_recipe
+from labeleff.rundir import recipe_of
 from labeleff.runlog import console
 
 COLUMNS = ("regions", "answered", "voxels", "labelled", "foreground", "boundary", "slices", "seconds")
@@ -24,10 +24,7 @@ def show_budget(run: Path) -> list[dict[str, Any]]:
         RunError: There is no run there, or it has asked nothing.
         StoreError: The ledger was changed.
     """
-    if not (run / "recipe.yaml").is_file():
-        raise RunError(f"{run}: there is no run here (no recipe.yaml); give the folder of one")
-    rounds = Rounds(run)
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe, rounds = recipe_of(run), Rounds(run)
     rows = asking.summary(rounds, _slice_axis(recipe))
     if not rows:
         raise RunError(f"{run}: this run has asked nothing; give a stage an annotator that asks, such as region_query")

@@ -17,7 +17,7 @@ from labeleff.data.rounds import Asked, Region, Rounds
 from labeleff.errors import RunError
 from labeleff.files import write_atomically, write_json
 from labeleff.prepared import Prepared, prepare
-from labeleff.recipe_io import load_recipe
+from labeleff.rundir import recipe_of
 
 SCHEMA = 1
 Mode = Literal["blank", "correct"]
@@ -42,9 +42,7 @@ def open_run(run: Path, cache: Path | None) -> Prepared:
     Raises:
         RunError: There is no run there.
     """
-    if not (run / "recipe.yaml").is_file():
-        raise RunError(f"{run}: there is no run here (no recipe.yaml); give the folder of one")
-    return prepare(load_recipe(run / "recipe.yaml"), run, cache=cache, write=False)
+    return prepare(recipe_of(run), run, cache=cache, write=False)
 
 
 def open_round(rounds: Rounds, number: int | None) -> Asked:
