@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from labeleff.data.formats.base import data_folder
-from labeleff.data.formats.files import FileSet, with_headers
-from labeleff.data.formats.nnunet import without_labels
-from labeleff.data.formats.volumes import numbered
+from labeleff.data.formats.volumes import Challenge, numbered
 from labeleff.data.manifest import Case, Manifest, Role, Source
 from labeleff.errors import DataError
 from labeleff.registry import register
@@ -20,7 +18,7 @@ TEST = tuple(range(35, 41))
 
 
 @register("dataset", "btcv")
-class Btcv(FileSet):
+class Btcv(Challenge):
     """BTCV as distributed: ``imgNNNN.nii.gz`` and ``labelNNNN.nii.gz``, anywhere below the folder.
 
     So ``RawData/Training/img``, ``RawData/Training/label`` and ``RawData/Testing/img`` as unpacked, or ``imagesTr``, ``labelsTr``
@@ -32,10 +30,6 @@ class Btcv(FileSet):
         path: The folder, absolute or relative to ``LABELEFF_DATA``.
         unlabelled_tests: Learn from the challenge's test volumes, unlabelled; else they are left out.
     """
-
-    def __init__(self, *, path: str, unlabelled_tests: bool = False) -> None:
-        super().__init__()
-        self.path, self.unlabelled_tests = path, unlabelled_tests
 
     def rows(self) -> Manifest:
         """Return one row per volume; headers are read, voxels are not.
@@ -57,9 +51,4 @@ class Btcv(FileSet):
                 cases.append(Case(name, name, (Source(image),), Source(labels[number]), "", role))
             else:
                 bare.append(Case(name, name, (Source(image),)))
-        self.notes += without_labels(
-            "the challenge's test", [case.id for case in bare], learnt_from=self.unlabelled_tests
-        )
-        rows, channels = with_headers([*cases, *bare] if self.unlabelled_tests else cases, axes=3, where=str(folder))
-        official = tuple(f"img{number:04d}" for number in TRAIN if number in images)
-        return Manifest("btcv", rows, CLASSES, 3, channels, 2, official)
+        return self.challenge("btcv", CLASSES, cases, bare, (f"img{number:04d}" for number in TRAIN))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from labeleff.data.formats import dicom_files
-from labeleff.data.formats.base import data_folder, lines_of
+from labeleff.data.formats.base import data_folder
 from labeleff.data.formats.dicom_files import Slice
-from labeleff.data.formats.files import FileSet, patient_expression, patient_of, visible, with_headers
+from labeleff.data.formats.files import FileSet, listed_tests, patient_expression, patient_of, visible, with_headers
 from labeleff.data.formats.nifti_files import is_nifti, stem
 from labeleff.data.manifest import Case, Manifest, Role, Source
 from labeleff.errors import DataError
@@ -62,9 +62,7 @@ class Dicom(FileSet):
             raise DataError(f"{folder}: no DICOM series of two slices or more, neither here nor in images/")
         for name in sorted(labels.keys() - images.keys()):
             raise DataError(f"{labels[name]}: a label without a series of the same name; there are {', '.join(images)}")
-        test = set(lines_of(folder / self.test_list)) if (folder / self.test_list).exists() else set()
-        for name in sorted(test - images.keys()):
-            raise DataError(f"{folder / self.test_list}: test case {name!r} has no series")
+        test = listed_tests(folder / self.test_list, images, "series")
         for name, slices in images.items():
             role: Role = "test" if name in test else "train"
             source = Source(labels[name]) if name in labels else None

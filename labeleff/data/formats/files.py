@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeleff.data.formats import dicom_files, nifti_files, picture_files
-from labeleff.data.formats.base import DataSet, as_classes, check_memory, checked_label, read_npz, required_label
+from labeleff.data.formats.base import (
+    DataSet,
+    as_classes,
+    check_memory,
+    checked_label,
+    lines_of,
+    read_npz,
+    required_label,
+)
 from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.errors import DataError
 
@@ -225,6 +233,18 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path}: {what} is a {type(found).__name__}; an object is needed")
     return found
+
+
+def listed_tests(path: Path, known: Collection[str], what: str = "image") -> set[str]:
+    """Return the names of the test cases in a list, one per line; none where there is no such file.
+
+    Raises:
+        DataError: One of them is not known.
+    """
+    test = set(lines_of(path)) if path.exists() else set()
+    for name in sorted(test - set(known)):
+        raise DataError(f"{path}: test case {name!r} has no {what}")
+    return test
 
 
 def patient_of(folder: Path, pattern: re.Pattern[str]) -> Callable[[str], str]:

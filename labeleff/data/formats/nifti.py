@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from labeleff.data.formats.base import data_folder, lines_of
-from labeleff.data.formats.files import FileSet, patient_expression, patient_of, visible, with_headers
+from labeleff.data.formats.base import data_folder
+from labeleff.data.formats.files import FileSet, listed_tests, patient_expression, patient_of, visible, with_headers
 from labeleff.data.formats.nifti_files import is_nifti, stem
 from labeleff.data.manifest import Case, Manifest, Role, Source
 from labeleff.errors import DataError, did_you_mean
@@ -87,9 +87,7 @@ class Nifti(FileSet):
         for own in (labels, *raters):
             for name in sorted(own.keys() - files.keys()):
                 raise DataError(f"{own[name].path}: a label without an image of the same name in {folder / 'images'}")
-        test = set(lines_of(folder / self.test_list)) if (folder / self.test_list).exists() else set()
-        for name in sorted(test - files.keys()):
-            raise DataError(f"{folder / self.test_list}: test case {name!r} has no image")
+        test = listed_tests(folder / self.test_list, files)
         patient = patient_of(folder, self.pattern)
         cases = []
         for name, images in files.items():

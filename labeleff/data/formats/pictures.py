@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labeleff.data.formats.base import data_folder, lines_of
-from labeleff.data.formats.files import FileSet, patient_expression, patient_of, visible, with_headers
+from labeleff.data.formats.base import data_folder
+from labeleff.data.formats.files import FileSet, listed_tests, patient_expression, patient_of, visible, with_headers
 from labeleff.data.formats.picture_files import SUFFIXES, is_picture
 from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.errors import DataError
@@ -73,9 +73,7 @@ class Pictures(FileSet):
             raise DataError(f"{folder / 'images'}: no pictures ({', '.join(SUFFIXES)})")
         for name in sorted(labels.keys() - images.keys()):
             raise DataError(f"{labels[name]}: a label without an image of the same name in {folder / 'images'}")
-        test = set(lines_of(folder / self.test_list)) if (folder / self.test_list).exists() else set()
-        for name in sorted(test - images.keys()):
-            raise DataError(f"{folder / self.test_list}: test case {name!r} has no image")
+        test = listed_tests(folder / self.test_list, images)
         patient = patient_of(folder, self.pattern)
         cases = [
             Case(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from labeleff.data.formats.base import data_folder
-from labeleff.data.formats.files import FileSet, with_headers
-from labeleff.data.formats.nnunet import without_labels
-from labeleff.data.formats.volumes import numbered
+from labeleff.data.formats.volumes import Challenge, numbered
 from labeleff.data.manifest import Case, Manifest, Role, Source
 from labeleff.errors import DataError
 from labeleff.registry import register
@@ -18,7 +16,7 @@ TEST = (8, 27, 32, 34, 35)
 
 
 @register("dataset", "segthor")
-class SegThor(FileSet):
+class SegThor(Challenge):
     """SegTHOR as distributed: ``Patient_NN/Patient_NN.nii.gz`` with ``GT.nii.gz`` beside it, in ``train/`` or anywhere else.
 
     Labels: 1 oesophagus, 2 heart, 3 trachea, 4 aorta. The 40 labelled patients are divided as ADELE's authors did at random: 31 to
@@ -29,10 +27,6 @@ class SegThor(FileSet):
         path: The folder, absolute or relative to ``LABELEFF_DATA``.
         unlabelled_tests: Learn from the challenge's test volumes, unlabelled; else they are left out.
     """
-
-    def __init__(self, *, path: str, unlabelled_tests: bool = False) -> None:
-        super().__init__()
-        self.path, self.unlabelled_tests = path, unlabelled_tests
 
     def rows(self) -> Manifest:
         """Return one row per patient; headers are read, voxels are not.
@@ -54,9 +48,4 @@ class SegThor(FileSet):
                 raise DataError(f"case {name!r}: {label}: the label is missing beside the image")
             else:
                 cases.append(Case(name, name, (Source(image),), Source(label), "", role))
-        self.notes += without_labels(
-            "the challenge's test", [case.id for case in bare], learnt_from=self.unlabelled_tests
-        )
-        rows, channels = with_headers([*cases, *bare] if self.unlabelled_tests else cases, axes=3, where=str(folder))
-        official = tuple(f"Patient_{number:02d}" for number in TRAIN if number in images)
-        return Manifest("segthor", rows, CLASSES, 3, channels, 2, official)
+        return self.challenge("segthor", CLASSES, cases, bare, (f"Patient_{number:02d}" for number in TRAIN))

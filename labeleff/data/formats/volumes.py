@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from labeleff.data.formats.files import visible
+from labeleff.data.formats.base import data_folder
+from labeleff.data.formats.files import FileSet, visible, with_headers
 from labeleff.data.formats.nifti_files import is_nifti, spacing_of, stem
-from labeleff.data.manifest import Case, Source
+from labeleff.data.formats.nnunet import without_labels
+from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.errors import DataError
 
 
@@ -61,3 +63,31 @@ def last_are_tested(cases: Iterable[Case], test: int, where: str) -> tuple[Case,
             )
         tested |= set(patients[len(patients) - test :])
     return tuple(replace(case, role="test" if case.patient in tested else "train") for case in found)
+
+
+class Challenge(FileSet):
+    """A challenge whose own test volumes have no public labels: they are left out, or learnt from."""
+
+    def __init__(self, *, path: str, unlabelled_tests: bool = False) -> None:
+        super().__init__()
+        self.path, self.unlabelled_tests = path, unlabelled_tests
+
+    def challenge(
+        self, name: str, classes: tuple[str, ...], cases: Sequence[Case], bare: Sequence[Case], official: Iterable[str]
+    ) -> Manifest:
+        """Return the manifest, and note what became of the test volumes.
+
+        Args:
+            name: Of the data set.
+            classes: Names, background first.
+            cases: Volumes with a label.
+            bare: The challenge's own test volumes.
+            official: The training list in its order; names that are not there are passed over.
+        """
+        self.notes += without_labels(
+            "the challenge's test", [case.id for case in bare], learnt_from=self.unlabelled_tests
+        )
+        known = [*cases, *bare] if self.unlabelled_tests else cases
+        rows, channels = with_headers(known, axes=3, where=str(data_folder(self.path)))
+        there = {case.id for case in (*cases, *bare)}
+        return Manifest(name, rows, classes, 3, channels, 2, tuple(one for one in official if one in there))
