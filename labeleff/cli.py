@@ -280,8 +280,8 @@ def audit(
                 test_labels=test_labels,
                 on_progress=lambda done, of: status.update(f"reading {done} of {of}"),
             )
-        for finding in found.findings:
-            typer.echo(f"{finding.kind}: {finding.text}")
+        for line in found.lines():
+            typer.echo(line)
         typer.echo(found.verdict)
         if json_file is not None:
             write_json(json_file, found.to_dict())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labeleff.data.audit import SHOWN, classes_in, confounded, in_words, label_warnings, listed
+from labeleff.data.audit import SHOWN, classes_in, confounded, in_words, label_warnings
 from labeleff.data.formats import nifti_files
 from labeleff.data.formats.base import DataSet
 from labeleff.data.lookalikes import Field, factors_for, matches, reduced
@@ -29,10 +29,14 @@ MAD = 1.4826
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to look at. A ``leak`` would stop a run, what is ``broken`` cannot be used, a ``warning`` is to be judged."""
+    """Something to look at. A ``leak`` would stop a run, what is ``broken`` cannot be used, a ``warning`` is to be judged.
+
+    Findings of one ``group``, such as ``tilted cases``, may be many: a terminal shows the first.
+    """
 
     kind: Kind
     text: str
+    group: str = ""
 
 
 @dataclass
@@ -42,9 +46,20 @@ class Checkup:
     findings: list[Finding] = field(default_factory=list)
     looked_at: list[str] = field(default_factory=list)
 
-    def add(self, kind: Kind, *texts: str) -> None:
+    def add(self, kind: Kind, *texts: str, group: str = "") -> None:
         """Note findings of a kind."""
-        self.findings += [Finding(kind, text) for text in texts]
+        self.findings += [Finding(kind, text, group) for text in texts]
+
+    def lines(self, shown: int = SHOWN) -> Iterator[str]:
+        """Yield a line for each finding, but of a group only the first ``shown``, and how many more there are."""
+        said: Counter[str] = Counter()
+        of = Counter(finding.group for finding in self.findings)
+        for finding in self.findings:
+            said[finding.group] += 1
+            if not finding.group or said[finding.group] <= shown:
+                yield f"{finding.kind}: {finding.text}"
+            elif said[finding.group] == of[finding.group]:
+                yield f"{finding.kind}: {of[finding.group] - shown} more {finding.group} (--json names all)"
 
     @property
     def verdict(self) -> str:
@@ -109,7 +124,8 @@ def check_up(
         found.looked_at.append("test labels were not opened (--test-labels)")
     _duplicates(dataset, manifest, contents, seen, factors, found)
     found.add("warning", *_sites(manifest), *label_warnings(manifest, present))
-    found.add("warning", *spacing_outliers(manifest.cases), *_orientations(manifest.cases))
+    found.add("warning", *spacing_outliers(manifest.cases), group="words on spacing")
+    found.add("warning", *_orientations(manifest.cases), group="words on orientation")
     return found
 
 
@@ -186,7 +202,7 @@ def _duplicates(
     alike = sorted(
         (pair for pair in pairs if not pair.is_copy), key=lambda pair: role_of[pair.one] == role_of[pair.two]
     )
-    found.add("warning", *listed([in_words(pair, role_of) for pair in alike], "pairs that look alike"))
+    found.add("warning", *(in_words(pair, role_of) for pair in alike), group="pairs that look alike")
     found.add("warning", *([unsaid] if unsaid else []))
 
 
@@ -218,7 +234,7 @@ def spacing_outliers(cases: Sequence[Case]) -> list[str]:
         for (case, spacing), far in zip(known, (distance > limit).any(axis=1), strict=True)
         if far
     ]
-    return [*found, *listed(odd, "cases of another spacing")]
+    return [*found, *odd]
 
 
 def _orientations(cases: Sequence[Case]) -> list[str]:
@@ -244,8 +260,7 @@ def _orientations(cases: Sequence[Case]) -> list[str]:
                 f"{'without one' if usual == 'none' else usual}: {shown}"
             )
     if np.median(list(tilts.values())) < STEEP / 3:
-        steep = [
+        found += [
             f"case {name!r}: tilted by {tilt:.0f}°, most lie straight" for name, tilt in tilts.items() if tilt > STEEP
         ]
-        found += listed(steep, "tilted cases")
     return found

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from labeleff.cli import app
 from labeleff.data import lookalikes
 from labeleff.data.audit import audit, classes_in, confounded, label_warnings
-from labeleff.data.checkup import check_up, spacing_outliers
+from labeleff.data.checkup import Checkup, check_up, spacing_outliers
 from labeleff.data.formats.compact import Compact
 from labeleff.data.formats.manifest_file import ManifestFile
 from labeleff.data.lookalikes import factors_for, matches, reduced
@@ -257,6 +257,16 @@ def test_spacing_and_orientation_that_stand_out(tmp_path):
     found = [finding.text for finding in check_up(ManifestFile(path=str(tmp_path / "m.json"))).findings]
     assert "stored LAS, where most are RAS: v5" in found
     assert any(text.startswith("case 'v4': tilted by") for text in found)
+
+
+def test_many_of_a_kind_are_counted_in_the_terminal_and_named_in_the_file():
+    found = Checkup()
+    found.add("leak", *"abc")
+    found.add("warning", *"defg", group="letters")
+    assert list(found.lines(shown=2)) == [
+        "leak: a", "leak: b", "leak: c", "warning: d", "warning: e", "warning: 2 more letters (--json names all)",
+    ]  # fmt: skip
+    assert [f["text"] for f in found.to_dict()["findings"]] == list("abcdefg")
 
 
 def test_a_compressed_file_that_was_overwritten_is_found(tmp_path):
