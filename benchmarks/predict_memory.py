@@ -28,6 +28,7 @@ from labeleff.evaluation.inference import count_windows, predict_volume, segment
 from labeleff.predictor import FILE, HEADER, Processing, open_predictor
 from labeleff.prepared import make_backbone
 from labeleff.recipe_io import load_recipe, to_mapping
+from labeleff.unseen import read_unseen
 
 UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -98,7 +99,7 @@ def main() -> None:
         }
         if chosen.check:
             predictor = open_predictor(folder)
-            case = prediction._read(folder / "image.nii", predictor.processing)
+            case = read_unseen([folder / "image.nii"], predictor.processing)
             probs = predict_volume(
                 predictor.network, torch.from_numpy(case.image), ndim=3, patch=predictor.processing.patch,
                 window_batch=2, num_classes=2,
