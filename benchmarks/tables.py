@@ -192,6 +192,22 @@ def step_cost_umct(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def predict_memory(result: dict[str, Any]) -> list[str]:
+    """Return what predicting one large volume takes."""
+    shape, side = " x ".join(map(str, result["shape"])), result["window"]
+    lines = [f"**What predicting one volume of {shape} takes**, windows of {side}, on {result['threads']} thread", ""]
+    lines += [
+        "| windows | peak memory, GiB | of that imports | CPU seconds per window | as the in-memory path, bit for bit |"
+    ]
+    lines += ["|---|---|---|---|---|"]
+    same = {True: "yes", False: "no"}[result["equal_to_in_memory"]]
+    lines += [
+        f"| {result['windows']} | {result['peak_GiB']:.2f} | {result['imports_GiB']:.2f} "
+        f"| {result['cpu_seconds_per_window']:.2f} | {same} |"
+    ]
+    return [*lines, ""]
+
+
 def label_noise(result: dict[str, Any]) -> list[str]:
     """Return how nearly noise models hit their targets."""
     lines = ["**Label noise at a target Dice** of 0.9, 0.8 and 0.7, all training labels", ""]
@@ -228,6 +244,7 @@ COSTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "step_cost": step_cost,
     "step_cost_adele": step_cost_adele,
     "step_cost_umct": step_cost_umct,
+    "predict_memory": predict_memory,
 }
 
 
