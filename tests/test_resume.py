@@ -58,7 +58,14 @@ RECIPES = {
                 "steps": 10,
                 "batch": 4,
                 "augment": AUGMENT,
-                "annotator": {"name": "label_correction", "windows": 5, "start": "none", "points": 2, "r": 0.01}
+                "annotator": {
+                    "name": "label_correction",
+                    "windows": 5,
+                    "patches": 1,
+                    "start": "none",
+                    "points": 2,
+                    "r": 0.01,
+                }
                 | {"threshold": 0.3, "agreement": 0.0, "least": 0.0},
                 "revise_every": 3,
             }

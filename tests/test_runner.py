@@ -407,7 +407,7 @@ def side_by_side(tmp_path_factory, cache):
         "batch": 4,
         "optimiser": {"name": "sgd", "lr": 0.1},
     }
-    curves = {"name": "label_correction", "windows": 4, "start": "none", "points": 2, "threshold": 1.0}
+    curves = {"name": "label_correction", "windows": 4, "patches": 1, "start": "none", "points": 2, "threshold": 1.0}
     pseudo = {
         "annotator": "pseudo_labels",
         "revise_every": 3,

@@ -28,13 +28,13 @@ class LabelCorrection(Annotator):
 
     The curve of a class has one IoU per window of steps, pooled over all voxels of the window, between the labels and
     the logits that the strategy hands back, at no extra pass. Windows take the place of the authors' epochs: there are
-    ``windows`` of them in the stage, however many steps or cases it has. A window without a voxel of the class is left
-    out of its curve. The curves are judged when labels are revised (``revise_every``), window by window, by the counts of
+    ``windows`` of them in the stage, however many steps or cases it has, or fewer, so that each holds ``patches``. A window
+    without a voxel of the class is left out of its curve. The curves are judged when labels are revised (``revise_every``), window by window, by the counts of
     all processes.
 
     Parity with the authors' code, SegTHOR: ``threshold=0.7, agreement=0, against=current, start=reference, points=2, least=0,
-    repeat=segthor`` with ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, agreement=0, start=none,
-    points=2, least=0, scales=[0.75, 1, 1.5], combine=logits``, from their tenth epoch on with ``flips=[1]`` and a conditional
+    patches=1, repeat=segthor`` with ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, agreement=0,
+    start=none, points=2, least=0, patches=1, scales=[0.75, 1, 1.5], combine=logits``, from their tenth epoch on with ``flips=[1]`` and a conditional
     random field, which is left out. Differs from the authors' SegTHOR: predictions are those of the whole case in eval mode
     by the run's sliding window, not those of training.
 
@@ -51,6 +51,8 @@ class LabelCorrection(Annotator):
         logic255: ``segthor``: labelled voxels that are predicted as background become unknown.
         r: Share of its first slope that a curve must have lost.
         windows: Number of windows in the stage.
+        patches: Fewest labelled patches, or slices, that a window holds, over all processes. A few patches of a volume make
+            a curve of chance: it seems flat after a dozen steps, when the network as yet knows less than the labels.
         against: Labels that the curve compares with: as ``given``, or the ``current`` ones.
         start: What is left out at the start of a curve: nothing (``none``), or see ``flat_start``; by ``reference`` a
             class that never rises by 0.1 from one window to the next is never corrected.
@@ -92,6 +94,7 @@ class LabelCorrection(Annotator):
         logic255: bool = False,
         r: float = 0.9,
         windows: int = 100,
+        patches: int = 64,
         against: Literal["given", "current"] = "given",
         start: Literal["relative", "reference", "none"] = "relative",
         points: int = 4,
@@ -109,8 +112,8 @@ class LabelCorrection(Annotator):
             raise ValueError("threshold, agreement and background_threshold must lie in [0, 1], r in (0, 1)")
         if not 0 <= least <= 1:
             raise ValueError("least is an IoU in [0, 1]")
-        if windows < 2 or points < 2:
-            raise ValueError("windows and points must be at least 2: a curve has two points")
+        if windows < 2 or points < 2 or patches < 1:
+            raise ValueError("windows and points must be at least 2: a curve has two points; patches at least 1")
         if not scales or min(scales) <= 0 or len(set(scales)) != len(scales):
             raise ValueError(f"scales are {list(scales)}; they must be positive and differ")
         if len(set(flips)) != len(flips) or min((*flips, *kept), default=0) < 0:
@@ -126,7 +129,8 @@ class LabelCorrection(Annotator):
             "veto": veto,
             "logic255": logic255,
         }
-        self.slice_axis, self.r, self.windows, self.against, self.least = slice_axis, r, windows, against, least
+        self.slice_axis, self.r, self.against, self.least = slice_axis, r, against, least
+        self.windows, self.patches = windows, patches
         self.start, self.points, self.repeat, self.every, self.source = start, points, repeat, every, source
         for name in ("counts", "total", "checked", "need", "done", "since"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
@@ -170,7 +174,10 @@ class LabelCorrection(Annotator):
 
     def _begin(self, scores: Tensor, progress: Progress) -> None:
         classes, device = scores.shape[1], scores.device
-        self.counts = torch.zeros(min(self.windows, progress.total), 3, classes, dtype=torch.int64, device=device)
+        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+        seen = progress.total * len(scores) * (torch.distributed.get_world_size() if shared else 1)
+        windows = max(2, min(self.windows, progress.total, seen // self.patches))
+        self.counts = torch.zeros(windows, 3, classes, dtype=torch.int64, device=device)
         self.total = torch.tensor(progress.total, device=device)
         self.checked = torch.tensor(0, device=device)
         self.need, self.done = torch.zeros(2, classes, dtype=torch.bool, device=device)

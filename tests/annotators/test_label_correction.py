@@ -25,7 +25,7 @@ from ..test_resume import RECIPES
 WINDOW = np.arange(1, 101)
 FAST = 0.8 * (1 - np.exp(-WINDOW / 1.5))
 SLOW = 0.8 * WINDOW / 100
-AUTHORS = {"start": "reference", "points": 2, "least": 0.0}
+AUTHORS = {"start": "reference", "points": 2, "least": 0.0, "patches": 1}
 
 
 def batch_of(label, given=None):
@@ -60,7 +60,7 @@ def revised(annotator, steps, cases=(), total=200):
 
 @pytest.mark.parametrize("options", [AUTHORS, {}, {"start": "none"}, {"r": 0.5, **AUTHORS}], ids=str)
 def test_a_class_is_due_from_the_window_its_curve_says(options):
-    annotator = LabelCorrection(**options)
+    annotator = LabelCorrection(**{"patches": 1, **options})
     for window in range(20):
         observe(annotator, (FAST, SLOW), window)
         revised(annotator, 2 * window + 2)
@@ -90,7 +90,7 @@ def test_windows_between_two_revisions_are_judged_one_by_one():
 
 @pytest.mark.parametrize("total", [7, 50, 333])
 def test_windows_follow_the_length_of_the_stage(total):
-    annotator, label = LabelCorrection(windows=50), np.ones((1, 2, 4), np.int64)
+    annotator, label = LabelCorrection(windows=50, patches=1), np.ones((1, 2, 4), np.int64)
     for step in range(total):
         annotator.observe(batch_of(label), logits_of(label), Progress(step, total))
     annotator.gather()
@@ -101,13 +101,22 @@ def test_windows_follow_the_length_of_the_stage(total):
     assert annotator.counts[:, 2, 1].tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(
+    ("steps", "images", "windows"), [(800, 16, 100), (400, 2, 12), (400, 4, 25), (50, 2, 2), (1, 2, 2)]
+)
+def test_a_window_holds_as_many_patches_as_it_takes(steps, images, windows):
+    annotator, label = LabelCorrection(), np.ones((images, 2, 4), np.int64)
+    annotator.observe(batch_of(label), logits_of(label), Progress(0, steps))
+    assert len(annotator.counts) == windows
+
+
 def test_counts_leave_out_what_nobody_labelled_and_can_be_against_either_label():
     given = np.array([[[1, 1, 2, 0, IGNORE, IGNORE]]])
     current = np.array([[[1, 0, 2, 0, 1, IGNORE]]])
     found = np.array([[[1, 1, 0, 2, 1, 1]]])
     expected = {"given": ([2, 0], [2, 1], [2, 1]), "current": ([2, 0], [3, 1], [2, 1])}
     for against, values in expected.items():
-        annotator = LabelCorrection(against=against)
+        annotator = LabelCorrection(against=against, patches=1)
         annotator.observe(batch_of(current, given), logits_of(found), Progress(0, 10))
         annotator.gather()
         assert tuple(map(list, annotator.counts[0, :, 1:].tolist())) == values
@@ -169,7 +178,7 @@ def authors_rounds(trigger, every, windows):
 def test_repetition_is_the_authors_loop(every, monkeypatch):
     generator = np.random.default_rng(3)
     trigger = {c: np.concatenate([np.zeros(5, bool), generator.random(40) < 0.4]) for c in (1, 2)}
-    annotator = LabelCorrection(repeat="segthor", every=every, windows=44)
+    annotator = LabelCorrection(repeat="segthor", every=every, windows=44, patches=1)
     observe(annotator, (FAST, SLOW), 0, total=88)
     rounds = {}
     for window in range(1, 45):
@@ -193,13 +202,13 @@ def test_a_plateau_before_a_class_is_learned_fires_for_good_or_for_a_while():
     late = 0.2 * (1 - np.exp(-WINDOW / 1.5)) + 0.7 / (1 + np.exp(-(WINDOW - 30) / 3))
     due = {}
     for repeat in ("latch", "present"):
-        annotator = LabelCorrection(repeat=repeat, least=0.0)
+        annotator = LabelCorrection(repeat=repeat, least=0.0, patches=1)
         for window in range(70):
             observe(annotator, (late, SLOW), window)
         due[repeat] = [annotator._due(Progress(s, 200)) for s in (20, 70, 140)]
         assert annotator.since[1] <= 10
     assert due == {"latch": [[1], [1], [1]], "present": [[1], [], [1]]}
-    annotator = LabelCorrection()  # by default no class is due before it has reached an IoU of 0.3
+    annotator = LabelCorrection(patches=1)  # by default no class is due before it has reached an IoU of 0.3
     for window in range(70):
         observe(annotator, (late, SLOW), window)
     assert [annotator._due(Progress(s, 200)) for s in (20, 50, 140)] == [[], [], [1]]
@@ -338,7 +347,7 @@ def test_corrected_labels_are_closer_to_the_clean_ones():
     image, clean, noisy = discs(24, np.random.default_rng(0))
     task, total = Task(("background", "disc"), 2), 80
     torch.manual_seed(0)
-    backbone, strategy, annotator = ToyNet(task), Adele(), LabelCorrection(windows=20)
+    backbone, strategy, annotator = ToyNet(task), Adele(), LabelCorrection(windows=20, patches=1)
     strategy.build(backbone, task)
     optimiser = torch.optim.AdamW(backbone.parameters(), lr=2e-2)
     generator = np.random.default_rng(1)
