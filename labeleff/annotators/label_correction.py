@@ -29,14 +29,14 @@ class LabelCorrection(Annotator):
     The curve of a class has one IoU per window of steps, pooled over all voxels of the window, between the labels and
     the logits that the strategy hands back, at no extra pass. Windows take the place of the authors' epochs: there are
     ``windows`` of them in the stage, however many steps or cases it has, or fewer, so that each holds ``patches``. A window
-    without a voxel of the class is left out of its curve. The curves are judged when labels are revised (``revise_every``), window by window, by the counts of
-    all processes.
+    without a voxel of the class is left out of its curve. The curves are judged when labels are revised (``revise_every``),
+    window by window, by the counts of all processes.
 
     Parity with the authors' code, SegTHOR: ``threshold=0.7, agreement=0, against=current, start=reference, points=2, least=0,
     patches=1, repeat=segthor`` with ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, agreement=0,
-    start=none, points=2, least=0, patches=1, scales=[0.75, 1, 1.5], combine=logits``, from their tenth epoch on with ``flips=[1]`` and a conditional
-    random field, which is left out. Differs from the authors' SegTHOR: predictions are those of the whole case in eval mode
-    by the run's sliding window, not those of training.
+    start=none, points=2, least=0, patches=1, scales=[0.75, 1, 1.5], combine=logits``, from their tenth epoch on with
+    ``flips=[1]`` and a conditional random field, which is left out. Differs from the authors' SegTHOR: predictions are those
+    of the whole case in eval mode by the run's sliding window, not those of training.
 
     Args:
         rule: Which of the authors' rules, see ``correct_labels``.
