@@ -25,6 +25,7 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.learner import Learner
 from labeleff.recipe_io import load_recipe
 from labeleff.rundir import RunDirectory
+from labeleff.sweep.preload import PRELOADED
 
 
 def die():
@@ -128,6 +129,7 @@ def attempts(recipe: dict, folder: str, cache: str, points: list[str]) -> int | 
 
 
 def main() -> None:
+    assert PRELOADED  # what a run would import itself, attempt after attempt
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

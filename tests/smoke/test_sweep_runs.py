@@ -1,8 +1,6 @@
 """The shipped smoke benchmark from the command line: three methods, one budget, one draw; then its page."""
 
 import csv
-import subprocess
-import sys
 
 from typer.testing import CliRunner
 
@@ -11,10 +9,9 @@ from labeleff.cli import app
 
 def test_smoke(tmp_path, monkeypatch):
     few = ["labelled=[2]", "draws=1", "steps=10", "methods=[supervised, mean_teacher, bcp]"]
-    command = [sys.executable, "-m", "labeleff", "sweep", "smoke", *few, "--cache", "cache", "--workers", "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["sweep", "smoke", *few, "--cache", "cache", "--workers", "2"])
+    assert done.exit_code == 0, done.output
     told = CliRunner().invoke(app, ["report"])
     assert told.exit_code == 0, told.output
     assert "no interval can be given" in told.output

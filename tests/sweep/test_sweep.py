@@ -155,7 +155,7 @@ def test_a_folder_without_a_sweep_is_said_to_be(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="threads are counted in /proc")
-def test_the_server_that_runs_are_forked_from_has_one_thread():
+def test_the_server_that_runs_are_forked_from_has_imported_everything_and_has_one_thread():
     code = (
         "import multiprocessing\n"
         "from labeleff.sweep.local import PRELOADED, _single_threaded\n"
@@ -169,7 +169,7 @@ def test_the_server_that_runs_are_forked_from_has_one_thread():
     )
     environment = {k: v for k, v in os.environ.items() if "THREADS" not in k} | {"PYTHONPATH": str(HERE)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == "1"
+    assert done.stdout.strip() == "(1, True)"
 
 
 def test_a_stopped_sweep_leaves_checkpoints_and_goes_on(tmp_path, cache):
