@@ -3,8 +3,10 @@
 import pytest
 
 from labeleff import registry
+from labeleff.backbones.taps import find_taps
 from labeleff.batch import Task
 from labeleff.errors import RecipeError
+from labeleff.strategies import glcl_global, glcl_local, masked_autoencoder, voco
 from labeleff.testing import (
     Subject,
     ToyNet,
@@ -49,6 +51,25 @@ OPTIONS = {
 LEVELS = {"glcl_global": 8, "glcl_local": 8}
 # the toy network has no bottleneck that could be found
 NAMED = {"voco": {"layers": ("norm",)}, "masked_autoencoder": {"layer": "norm"}}
+
+
+TAPS = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def taps_of_a_network_are_found_once():
+    """A dry run each time that a strategy is built would cost as much as the check; what it leaves alone is asked elsewhere."""
+
+    def found_once(network, task, **named):
+        key = (repr(network), task, repr(named))
+        if key not in TAPS:
+            TAPS[key] = find_taps(network, task, **named)
+        return TAPS[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for strategy in (glcl_global, glcl_local, masked_autoencoder, voco):
+            patch.setattr(strategy, "find_taps", found_once)
+        yield
 
 
 def build(name):
