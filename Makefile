@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train a semi-supervised method beside its baseline, print a table, write pictures
 	$(BIN)/labeleff run quickstart --folder runs/quickstart
 
-test: $(STAMP) ## the test suite
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: $(STAMP) ## the test suite (what the tests of a file share is made once: a file goes to one process)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: $(STAMP) ## tests that take minutes each
 	$(BIN)/python -m pytest -n 2 -m slow
