@@ -23,8 +23,8 @@ from labeleff.sweep.orchestrate import make_engine, sweep
 from .small import small_benchmark
 
 HERE = Path(__file__).parent.parent.parent
-STEPS = 160
-"""Of a run that is stopped: far more than it takes until both have begun."""
+LONG = {"steps": 160, "draws": 1, "set": ["stages.0.batch=4", "trainer.checkpoint_every=10"]}
+"""Runs that are stopped: of far more steps than it takes until both have begun."""
 
 
 class Watched:
@@ -173,7 +173,7 @@ def test_the_server_that_runs_are_forked_from_has_imported_everything_and_has_on
 
 
 def test_a_stopped_sweep_leaves_checkpoints_and_goes_on(tmp_path, cache):
-    small_benchmark(tmp_path, steps=STEPS, draws=1)
+    small_benchmark(tmp_path, **LONG)
     command = [
         sys.executable,
         "-m",
@@ -195,7 +195,7 @@ def test_a_stopped_sweep_leaves_checkpoints_and_goes_on(tmp_path, cache):
     assert process.returncode == 75, said
     left = collect(tmp_path / "out").left_out
     assert {entry.reason.split(":")[0] for entry in left} == {"half-finished"}
-    sweep(small_benchmark(tmp_path, steps=STEPS, draws=1), tmp_path / "out", Local(2), cache=cache)
+    sweep(small_benchmark(tmp_path, **LONG), tmp_path / "out", Local(2), cache=cache)
     assert len(collect(tmp_path / "out").records) == 2
     resumed = [path for path in (tmp_path / "out" / "logs").glob("*.log") if "resuming" in path.read_text()]
     assert len(resumed) == len(left)
