@@ -68,6 +68,8 @@ def test_wrong_labels_come_out_on_top(damaged, tmp_path, cache):
         str(tmp_path),
         "--steps",
         "60",
+        "--folds",
+        "2",
         "--top",
         "4",
         "--cache",
