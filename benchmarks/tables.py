@@ -1,4 +1,4 @@
-"""Writes ``docs/results.md`` and the README's summary from ``results/*.json``; ``--check`` says whether they are current."""
+"""Writes ``docs/results.md``, and what is made from ``results/*.json`` in the README and ``docs/voco.md``; ``--check``: current?"""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from labeleff.report.words import answer, number
 
 HERE = Path(__file__).parent
 README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
+VOCO = HERE.parent / "docs" / "voco.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 BY_CLASS = ("chest_regions", "scribbles_acdc")
 """Suites whose Dice is told class by class."""
@@ -37,6 +38,8 @@ TITLES = {
     "cotraining_sites": "From one generated site to another without its labels, 2-D, batch norm, three views",
     "scribbles_acdc": "Seven patients with scribbles in place of dense labels, ACDC at 128 x 128, 2-D",
     "chest_regions": "Four labelled generated chest radiographs, regions that overlap",
+    "voco_phantom_3d": "Two labelled generated volumes, after learning from 40 without labels, 3-D network",
+    "voco_left_atrium": "Left atrium, real scans at half resolution, 3-D network: BCP after volume contrast, and without it",
     "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network, no augmentation",
 }
 
@@ -238,6 +241,28 @@ def backtest(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def voco_position(result: dict[str, Any]) -> list[str]:
+    """Return how predicted and true overlaps of held-out patients correlate."""
+    stage, found = result["recipe"]["stages"][0], result["summary"]
+    networks = {key: len(row["seeds"]) for key, row in found.items()}
+    patients = len(result["runs"][0]["measured"]["own"]["patients"])
+    lines = [
+        f"**Where crops come from**, told by `voco` after {stage['steps']} steps of {stage['batch']} windows: correlation of "
+        f"predicted and true overlaps [95 % over networks and {patients} held-out patients], share of crops whose nearest cell of "
+        f"{result['cells']} is told",
+        "",
+        "| | networks | cells of the crop's own volume | nearest | cells of another patient's | nearest |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, title in result["arms"].items():
+        cells = [
+            f"{row['correlation']:.2f} [{row['low']:.2f}, {row['high']:.2f}] | {100 * row['nearest']:.0f} %"
+            for row in (found[f"{arm}, own"], found[f"{arm}, other"])
+        ]
+        lines.append(f"| {title} | {networks[f'{arm}, own']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 COSTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "forecast_backtest": backtest,
     "label_noise": label_noise,
@@ -245,6 +270,7 @@ COSTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "step_cost_adele": step_cost_adele,
     "step_cost_umct": step_cost_umct,
     "predict_memory": predict_memory,
+    "voco_position": voco_position,
 }
 
 
@@ -340,7 +366,17 @@ def readme() -> str:
     for name, result in found(TITLES).items():
         lines += summary(name, result)
     lines += ["", *step_cost(found(["step_cost"])["step_cost"])]
-    text = README.read_text()
+    return between(README, lines)
+
+
+def voco() -> str:
+    """Return the page of volume contrast with its measurement made anew."""
+    return between(VOCO, [line for result in found(["voco_position"]).values() for line in voco_position(result)])
+
+
+def between(path: Path, lines: list[str]) -> str:
+    """Return a page with lines in place of what stands between its two marks."""
+    text = path.read_text()
     return text[: text.index(BEGIN) + len(BEGIN)] + "\n".join(lines) + text[text.index(END) :]
 
 
@@ -348,7 +384,7 @@ def main() -> None:
     """Write or check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    made = {README: readme(), PAGE: page()}
+    made = {README: readme(), PAGE: page(), VOCO: voco()}
     if not parser.parse_args().check:
         for path, text in made.items():
             path.write_text(text)

@@ -4,8 +4,8 @@ Pretrains the first stage of ``phantom/voco_3d`` (the default form) once per see
 of crops and cells of held-out patients, two windows at a time as in training, not augmented. Twice: with the cells of the
 crop's own volume, and with those of another patient's, whose voxels no crop shares, so that nothing but anatomy can tell.
 
-Controls: the same networks as drawn, and pretraining and patients of a phantom whose blocks are in another order in every
-patient, where position says nothing. Writes ``results/voco_position.json`` and ``.png``.
+Controls: networks as drawn, and pretraining and patients of a phantom whose blocks are in another order in every patient,
+where position says nothing. Intervals are over seeds and patients. Writes ``results/voco_position.json`` and ``.png``.
 
     python benchmarks/voco_position.py
 """
@@ -38,15 +38,17 @@ from labeleff.strategies.base import Strategy
 from labeleff.strategies.voco import Voco
 from labeleff.testing import toy_geometry
 
-RECIPE, TEST, ASKED = "phantom/voco_3d", 20, 0.4
+RECIPE, TEST, ASKED = "phantom/voco_3d", 60, 0.4
 BLOCK = 14
 """Voxels along y and x of the blocks that are put in another order; along z, which has no cells, blocks are whole."""
-ROUNDS = 8
-"""Times that every patient is looked at, beside another one each time."""
+ROUNDS = 4
+"""Times that every patient is looked at, two new crops and another one beside each time."""
+DRAWN = 2
+"""Times as many networks as drawn as are trained: they cost nothing, and differ."""
 ARMS = {
-    "pretrained": "the same anatomy in everybody",
-    "untrained": "networks as drawn",
-    "shuffled": "blocks in another order in everybody",
+    "pretrained": "pretrained",
+    "untrained": "as drawn, untrained",
+    "shuffled": "pretrained and measured where blocks are in another order in everybody",
 }
 TENTHS = 10
 CELLS = {"own": "its own volume", "other": "another patient"}
@@ -231,52 +233,75 @@ def curve(seen: Seen, name: str) -> list[dict[str, float]]:
 
 
 def draw(found: dict[str, Any], curves: dict[str, list[dict[str, float]]], seen: Seen) -> None:
-    """Draw predicted against true overlaps of one seed, and one crop in its patient with the weights of the cells."""
+    """Draw predicted against true overlaps of one seed, and some crops in their patients with the weights of the cells."""
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
-    figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
+    axes = left.subplots()
     for (title, colour), (key, rows) in zip(LINES.values(), curves.items(), strict=True):
         x = [row["true"] for row in rows]
         label = f"{title}: r = {found[key]['correlation']:.2f} [{found[key]['low']:.2f}, {found[key]['high']:.2f}]"
-        left.plot(x, [row["mean"] for row in rows], color=colour, marker="o", markersize=3, label=label)
-        left.fill_between(x, [r["low"] for r in rows], [r["high"] for r in rows], color=colour, alpha=0.12, linewidth=0)
-    left.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--", label="perfect")
-    left.set_xlabel("true overlap of crop and cell (share of the crop)")
-    left.set_ylabel("predicted overlap: mean, and middle half")
-    left.set_title("Held-out patients, first seed (r over all seeds, 95 %)", fontsize=10)
-    left.legend(fontsize=8, frameon=False, loc="upper left")
-    left.spines[["top", "right"]].set_visible(False)
-    left.set_ylim(-0.02, 1.25)
-    window = seen.windows[0]
-    right.imshow(window[len(window) // 2], cmap="gray", interpolation="nearest")
-    for cell, true, predicted in zip(seen.cells, seen.true[0, 0], seen.predicted["own"][0, 0], strict=True):
-        place, sides = cell[0, :0:-1] - 0.5, (cell[1] - cell[0])[:0:-1]
-        fill = Rectangle(
-            tuple(place), *sides, facecolor=("tab:orange", 0.6 * float(predicted)), edgecolor="white", linewidth=0.8
-        )
-        right.add_patch(fill)
-        text = f"{predicted:.2f}\n({true:.2f})"
-        right.text(
-            *(place + sides / 2), text, color="white", fontsize=9, ha="center", va="center", path_effects=outlined()
-        )
-    box = seen.boxes[0, 0]
-    right.add_patch(
-        Rectangle(tuple(box[0, :0:-1] - 0.5), *(box[1] - box[0])[:0:-1], fill=False, edgecolor="tab:cyan", linewidth=2)
+        axes.plot(x, [row["mean"] for row in rows], color=colour, marker="o", markersize=3, label=label)
+        if key == "pretrained, own":
+            band = [row["low"] for row in rows], [row["high"] for row in rows]
+            axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0, label="middle half of these")
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--", label="perfect")
+    axes.set_xlabel("true overlap of crop and cell (share of the crop)")
+    axes.set_ylabel("predicted overlap, mean")
+    axes.set_title("Held-out patients: first seed; correlation r over all seeds [95 %]", fontsize=10)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(-0.02, 1.45)
+    for patient, place in enumerate(right.subplots(2, 2).flat):
+        draw_crop(place, seen, patient)
+    right.suptitle(
+        "First crop (blue) of four held-out patients, first seed:\npredicted (true) overlap with each cell", fontsize=10
     )
-    right.set_title(
-        "One crop (blue) in its patient: predicted (true)\noverlap with every cell of the grid", fontsize=10
-    )
-    right.set_axis_off()
     figure.savefig(RESULTS / "voco_position.png", metadata={"Software": None})
 
 
-def outlined() -> list[Any]:
-    """Return what makes white letters legible on any grey."""
+def draw_crop(axes: Any, seen: Seen, patient: int) -> None:
+    """Draw the middle slice of a patient, the cells with what is predicted and true of them, and the crop."""
+    from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    return [withStroke(linewidth=2, foreground="black")]
+    window, box = seen.windows[patient], seen.boxes[patient, 0]
+    axes.imshow(window[len(window) // 2], cmap="gray", interpolation="nearest")
+    for cell, true, predicted in zip(seen.cells, seen.true[patient, 0], seen.predicted["own"][patient, 0], strict=True):
+        corner, sides = cell[0, :0:-1] - 0.5, (cell[1] - cell[0])[:0:-1]
+        colour = ("tab:orange", 0.6 * float(predicted))
+        axes.add_patch(Rectangle(tuple(corner), *sides, facecolor=colour, edgecolor="white", linewidth=0.8))
+        outline = [withStroke(linewidth=2, foreground="black")]  # legible on any grey
+        how = {"color": "white", "fontsize": 7, "ha": "center", "va": "center", "path_effects": outline}
+        axes.text(*(corner + sides / 2), f"{predicted:.2f}\n({true:.2f})", **how)
+    corner, sides = box[0, :0:-1] - 0.5, (box[1] - box[0])[:0:-1]
+    axes.add_patch(Rectangle(tuple(corner), *sides, fill=False, edgecolor="tab:cyan", linewidth=2))
+    axes.set_axis_off()
+
+
+def followed(arm: str, seed: int, folder: Path, changes: list[str]) -> tuple[dict[str, Any], Seen]:
+    """Pretrain, go on with, or do neither, and return the row of a run and what it predicts."""
+    recipe, own, cache = pretraining(arm, seed, changes), folder / f"{arm}-{seed}", folder / "cache"
+    train(recipe, own, cache=cache)
+    run = Run(resolve(recipe), RunDirectory(own), cache)
+    seen = look(run, run.train())  # goes on from the last step, of which there is none left
+    row = {"arm": arm, "seed": seed, "seconds": run.seconds, "measured": measured(seen)}
+    print(arm, seed, {name: round(found["pooled"], 3) for name, found in row["measured"].items()}, flush=True)
+    return row, seen
+
+
+def finish(rows: list[dict[str, Any]], first: dict[str, Seen], recipe: Recipe) -> None:
+    """Write, draw and tell what all runs have in common."""
+    found = summarised(rows)
+    curves = {key: curve(first[key.split(", ")[0]], key.split(", ")[1]) for key in LINES}
+    terms = {"recipe": to_mapping(recipe), "arms": ARMS, "cells": len(first["pretrained"].cells), "block": BLOCK}
+    write("voco_position", {**provenance(), **terms, "asked": ASKED, "summary": found, "curves": curves, "runs": rows})
+    draw(found, curves, first["pretrained"])
+    for key, row in found.items():
+        print(
+            f"{key:20s} {row['correlation']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], nearest {row['nearest']:.2f}"
+        )
 
 
 def main() -> None:
@@ -288,32 +313,16 @@ def main() -> None:
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the recipe, to look at others"
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--dry", action="store_true", help="write nothing")
+    parser.add_argument("--dry", action="store_true", help="write nothing, as with fewer arms")
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    kept: dict[str, Seen] = {}
-    for seed in range(given.seeds):
-        for arm in given.arms:
-            recipe, folder = pretraining(arm, seed, given.set), given.folder / f"{arm}-{seed}"
-            train(recipe, folder, cache=given.folder / "cache")
-            run = Run(resolve(recipe), RunDirectory(folder), given.folder / "cache")
-            seen = look(run, run.train())  # goes on from the last step, of which there is none left
-            rows.append({"arm": arm, "seed": seed, "seconds": run.seconds, "measured": measured(seen)})
-            kept.setdefault(arm, seen)
-            pooled = {name: round(own["pooled"], 3) for name, own in rows[-1]["measured"].items()}
-            print(arm, seed, f"{run.seconds:.0f} s", pooled, flush=True)
-    if given.dry or len(given.arms) < len(ARMS):
-        return
-    found = summarised(rows)
-    curves = {key: curve(kept[key.split(", ")[0]], key.split(", ")[1]) for key in LINES}
-    recipe = to_mapping(pretraining("pretrained", 0, given.set))
-    result = {"recipe": recipe, "block": BLOCK, "asked": ASKED, "summary": found, "curves": curves, "runs": rows}
-    write("voco_position", {**provenance(), **result})
-    draw(found, curves, kept["pretrained"])
-    for key, row in found.items():
-        print(
-            f"{key:20s} {row['correlation']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], nearest cell {row['nearest']:.2f}"
-        )
+    rows, first = [], {}
+    for arm in given.arms:
+        for seed in range(given.seeds * (DRAWN if arm == "untrained" else 1)):
+            row, seen = followed(arm, seed, given.folder, given.set)
+            rows.append(row)
+            first.setdefault(arm, seen)
+    if not given.dry and len(first) == len(ARMS):
+        finish(rows, first, pretraining("pretrained", 0, given.set))
 
 
 if __name__ == "__main__":
