@@ -237,7 +237,8 @@ def draw(found: dict[str, Any], curves: dict[str, list[dict[str, float]]], seen:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.1, 1])
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1.1, 1])
+    left, right = parts
     axes = left.subplots()
     for (title, colour), (key, rows) in zip(LINES.values(), curves.items(), strict=True):
         x = [row["true"] for row in rows]
@@ -286,7 +287,7 @@ def followed(arm: str, seed: int, folder: Path, changes: list[str]) -> tuple[dic
     train(recipe, own, cache=cache)
     run = Run(resolve(recipe), RunDirectory(own), cache)
     seen = look(run, run.train())  # goes on from the last step, of which there is none left
-    row = {"arm": arm, "seed": seed, "seconds": run.seconds, "measured": measured(seen)}
+    row: dict[str, Any] = {"arm": arm, "seed": seed, "seconds": run.seconds, "measured": measured(seen)}
     print(arm, seed, {name: round(found["pooled"], 3) for name, found in row["measured"].items()}, flush=True)
     return row, seen
 
@@ -315,7 +316,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--dry", action="store_true", help="write nothing, as with fewer arms")
     given = parser.parse_args()
-    rows, first = [], {}
+    rows: list[dict[str, Any]] = []
+    first: dict[str, Seen] = {}
     for arm in given.arms:
         for seed in range(given.seeds * (DRAWN if arm == "untrained" else 1)):
             row, seen = followed(arm, seed, given.folder, given.set)
