@@ -417,6 +417,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         slices=spec.slices,
         source=spec.source,
         target=spec.target,
+        unlabelled_from=spec.unlabelled_from,
     )
     noise = make_noise(spec.noise)
     if noise is not None and spec.drop_noisy:

@@ -31,6 +31,7 @@ class Data:
         contamination: Share of the unlabelled patients that are foreign, in place of as many others.
         source: Domains that labels come from; empty: all.
         target: Domains that unlabelled and evaluation cases come from; empty: all. A target named as source too is an oracle.
+        unlabelled_from: Domains that unlabelled cases come from in place of those of ``target``; empty: those of ``target``.
         prior: What is known of the sizes of organs in unlabelled cases beforehand, for strategies that learn from it; null:
             nothing.
         noise: Label-noise model by which the labels of labelled patients are made wrong, once, before anything is learned;
@@ -59,6 +60,7 @@ class Data:
     contamination: float = 0.0
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
+    unlabelled_from: tuple[str, ...] = ()
     prior: Component | None = None
     noise: Component | None = None
     drop_noisy: bool = False

@@ -56,6 +56,7 @@ def make_split(
     slices: int | None = None,
     source: tuple[str, ...] = (),
     target: tuple[str, ...] = (),
+    unlabelled_from: tuple[str, ...] = (),
 ) -> Split:
     """Return the roles of all cases that a run uses.
 
@@ -78,12 +79,15 @@ def make_split(
         source: Domains that labels come from, validation included; empty: all.
         target: Domains that are adapted to: unlabelled and evaluation cases are of these; empty: all. Where they are those
             of ``source`` too, labels are of the target: an oracle of adaptation.
+        unlabelled_from: Domains that unlabelled cases come from, in place of those of ``target``: with those of ``source``
+            among them, what is not labelled there can be learnt from too.
 
     Raises:
         SplitError: The budget cannot be met.
     """
     strangers = _foreign(manifest, foreign)
     sources, targets = _of_domains(manifest, "source", source), _of_domains(manifest, "target", target)
+    pool = _of_domains(manifest, "unlabelled_from", unlabelled_from) if unlabelled_from else targets
     reachable = [p for p in targets.patients("train") if p not in set(strangers)]
     tested = _fold(targets, reachable, folds, fold) if folds else []
     reachable = [p for p in reachable if p not in set(tested)]
@@ -97,13 +101,16 @@ def make_split(
     notes += said
     if source or target:
         notes.append(f"labels from {_listed(source)}, adapted to and evaluated on {_listed(target)}")
+    if unlabelled_from:
+        notes.append(f"unlabelled images from {_listed(unlabelled_from)}")
     labelled_ids = _ids(sources.of_role("train"), chosen)
-    given = {manifest.case(i).patient for i in labelled_ids if not target or manifest.case(i).domain in target}
+    known = set(labelled_ids)
+    without = {case.patient for case in pool.of_role("train") if case.id not in known}
     left = order
-    if source != target:
-        left = _order(targets, [p for p in targets.patients("train") if p not in gone], "all", draw)
+    if source != (unlabelled_from or target):
+        left = _order(pool, [p for p in pool.patients("train") if p not in gone], "all", draw)
     # a patient may be labelled in one domain and without a label in the other
-    others = [p for p in left if p not in given | set(validating)]
+    others = [p for p in left if p in without and p not in validating]
     wanted = _unlabelled(others, unlabelled, count)
     if contamination:
         wanted = _contaminated(wanted, strangers, contamination, draw)
@@ -111,7 +118,7 @@ def make_split(
     if slices is not None and manifest.axes == 2:
         labelled_ids = _some_images(manifest, labelled_ids, slices)
         wanted = [*wanted, *(chosen if unlabelled != "none" else [])]
-    known, asked = set(labelled_ids), set(wanted)
+    known, asked, within = set(labelled_ids), set(wanted), {case.id for case in pool.cases}
     return Split(
         labelled=tuple(labelled_ids),
         unlabelled=tuple(
@@ -119,7 +126,7 @@ def make_split(
             for case in manifest.of_role("train")
             if case.patient in asked
             and case.id not in known
-            and (not target or case.domain in target or case.domain == foreign)
+            and (case.id in within or case.domain == foreign)
         ),
         validation=tuple(validation_cases),
         test=tuple(test),

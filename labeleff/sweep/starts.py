@@ -109,7 +109,7 @@ def _seen(recipe: Recipe, stages: Sequence[Stage]) -> Data:
     """Return a recipe's data as some of its stages see them: whoever is labelled, if they see all cases and no label."""
     data, looks = recipe.data, recipe.evaluation
     usual = Data(data.dataset)
-    who_else = ("unlabelled", "slices", "foreign", "source", "target", "prior", "validation")
+    who_else = ("unlabelled", "slices", "foreign", "source", "target", "unlabelled_from", "prior", "validation")
     if looks.probe or looks.diagnose or any(getattr(data, name) != getattr(usual, name) for name in who_else):
         return data
     return replace(data, labelled=1, draw=0) if all(map(_is_blind, stages)) else data

@@ -61,6 +61,24 @@ def test_a_patient_seen_at_both_sites_is_labelled_in_one_of_them():
     assert not {n[:3] for n in validating.validation} & {n[:3] for n in validating.unlabelled}
 
 
+def test_what_is_not_labelled_at_the_source_can_be_learnt_from_too():
+    given = {"labelled": 2, "source": ("mr",), "target": ("ct",), "unlabelled_from": ("mr", "ct")}
+    split = make_split(manifest(), **given)
+    assert sites(split.labelled) == {"mr"}
+    assert sites(split.test) == {"ct"}
+    train = {f"p{n:02d}mr" for n in range(6)} | {f"p{n:02d}ct" for n in range(8, 14)}
+    assert set(split.unlabelled) == train - set(split.labelled)
+    assert "unlabelled images from mr and ct" in split.notes
+    some = make_split(manifest(), **given, unlabelled=4)  # as many of each site, labelled ones counted
+    assert sorted(name[3:] for name in some.unlabelled) == ["ct", "ct", "ct", "mr"]
+    both = make_split(manifest(pairs=True), **given)  # whoever is labelled at one site is not at the other
+    assert set(both.unlabelled) == {f"p{n:02d}{s}" for n in range(6) for s in ("mr", "ct")} - set(both.labelled)
+    validating = make_split(manifest(pairs=True), **given | {"labelled": 3, "validation": 1})
+    assert not {n[:3] for n in validating.validation} & {n[:3] for n in validating.unlabelled}
+    with pytest.raises(SplitError, match=r"data\.unlabelled_from: two has no domain 'us'"):
+        make_split(manifest(), labelled=2, unlabelled_from=("us",))
+
+
 def test_parts_that_are_cut_from_the_training_list_are_of_the_target():
     given = {"labelled": 2, "source": ("mr",), "target": ("ct",)}
     cut = make_split(manifest(), evaluate_on="development", development=2, **given)
