@@ -40,6 +40,7 @@ TITLES = {
     "chest_regions": "Four labelled generated chest radiographs, regions that overlap",
     "voco_phantom_3d": "Two labelled generated volumes, after learning from 40 without labels, 3-D network",
     "voco_left_atrium": "Left atrium, real scans at half resolution, 3-D network: BCP after volume contrast, and without it",
+    "four_stages": "From four labelled patients of one generated site to another: four stages, one left out at a time, 2-D",
     "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network, no augmentation",
 }
 

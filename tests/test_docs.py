@@ -11,6 +11,8 @@ import yaml
 from labeleff import registry
 from labeleff.recipe_io import load_recipe
 
+from .test_resume import IN_FOUR_STAGES
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,6 +31,15 @@ def test_the_recipe_of_the_page_is_valid():
     (text,) = blocks("recipes.md", "yaml")
     recipe = load_recipe(yaml.safe_load(text.replace("4.0e-3", "0.004")))
     assert recipe.stages[1].streams["unlabelled"].batch == 8
+
+
+def test_the_page_of_four_stages_shows_the_recipe_and_where_it_is_killed():
+    page = (ROOT / "docs" / "four_stages.md").read_text()
+    (text,) = blocks("four_stages.md", "yaml")
+    shown = load_recipe(yaml.safe_load(text))
+    assert shown == load_recipe("phantom/four_stages")
+    told = [place for row in re.findall(r"^\| [\w -]+ \| (.*) \|$", page, re.MULTILINE) for place in row.split("; ")]
+    assert [place for place in told if place in IN_FOUR_STAGES] == list(IN_FOUR_STAGES)
 
 
 def test_links_lead_somewhere():

@@ -14,7 +14,7 @@ import pytest
 from labeleff import registry
 from labeleff.batch import derive_seed
 from labeleff.data.rounds import Rounds
-from labeleff.recipe_io import load_recipe
+from labeleff.recipe_io import load_recipe, to_mapping
 from labeleff.rundir import RunDirectory
 from labeleff.runner import run
 
@@ -124,6 +124,29 @@ RECIPES["queries"] = tiny(
         },
     ],
 )
+RECIPES["four_stages"] = to_mapping(  # the shipped one, of another size
+    load_recipe(
+        "phantom/four_stages",
+        [
+            "data.dataset.patients=4",
+            "data.dataset.test=1",
+            "data.dataset.slices=2",
+            "data.dataset.size=[32, 32]",
+            "data.labelled=2",
+            "data.patch=[32, 32]",
+            "backbone.channels=[4, 8, 16]",
+            *(f"stages.{index}.steps=3" for index in range(3)),
+            *(f"stages.{index}.batch=4" for index in range(4)),
+            "stages.3.steps=5",
+            "stages.3.revise_every=2",
+            "stages.3.annotator.radius=[1]",
+            "stages.3.annotator.budget=0.1",
+            "trainer.checkpoint_every=2",
+            "trainer.log_every=1",
+            "evaluation.pictures=false",
+        ],
+    )
+)
 POINTS = {  # some of every kind: inside a step, while a checkpoint is written, at a stage's edge, inside a revision
     "supervised": ["write:9", "step:4", "rename:9", "edge:2", "step:1"],
     "bcp": ["step:2", "write:14", "edge:2", "rename:8", "step:1"],
@@ -131,7 +154,28 @@ POINTS = {  # some of every kind: inside a step, while a checkpoint is written, 
     "label_correction": ["step:5", "revise:1", "edge:1", "step:2"],
     "folds": ["step:3", "edge:2", "revise:1", "step:1"],
     "soft": ["rename:10", "revise:1", "step:1"],  # the first while raters' labels are copied
+    "four_stages": ["ask:2"],  # between question and answer, with the end of the third stage to go back to
     "queries": ["ask:1", "ask:2", "charge:1", "step:2", "revise:3", "ask:2", "charge:1", "edge:2", "step:1"],
+}
+
+
+IN_FOUR_STAGES = {
+    "in pretraining, before any checkpoint": "step:1",
+    "in pretraining, after one": "step:3",
+    "between pretraining and semi-supervision": "edge:2",
+    "in semi-supervision": "step:5",
+    "between semi-supervision and adaptation": "edge:4",
+    "in adaptation": "step:8",
+    "between adaptation and the first question": "edge:6",
+    "before the first question is published": "ask:1",
+    "between question and answer": "ask:2",
+    "between answer and ledger": "charge:1",
+    "while answers become labels": "revise:3",
+    "between two rounds, before any checkpoint": "step:10",
+    "between question and answer of the second round": "ask:4",
+    "between two rounds, after a checkpoint": "step:12",
+    "in the last round": "step:14",
+    "after the last step": "edge:9",
 }
 
 
@@ -196,6 +240,21 @@ def test_killed_twenty_times(name, tmp_path, cache, killed_run):
     points = [f"{generator.choice(kinds)}:{generator.randint(1, 4)}" for _ in range(20)]
     assert killed_run(recipe, tmp_path / "killed", points) == 20
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_four_stages_killed_once_anywhere_and_everywhere(tmp_path, cache, killed_run):
+    recipe = RECIPES["four_stages"]
+    run(load_recipe(recipe), tmp_path / "whole", cache=cache)
+    whole = outcome(tmp_path / "whole")
+    for place, point in IN_FOUR_STAGES.items():
+        assert killed_run(recipe, tmp_path / place, [point]) == 1, place
+        assert outcome(tmp_path / place) == whole, place
+    # each process now goes on from where the one before it died: edge after edge, and a step into every stage
+    points = ["step:2", "edge:2", "step:1", "edge:2", "step:1", "edge:2", "ask:1", "ask:2", "charge:1", "step:1"]
+    points += ["edge:1", "step:1", "ask:1", "ask:2", "revise:1", "step:1"]
+    assert killed_run(recipe, tmp_path / "all", points) == len(points)
+    assert outcome(tmp_path / "all") == whole
 
 
 @pytest.mark.parametrize("workers", [2])
