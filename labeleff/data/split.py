@@ -124,9 +124,7 @@ def make_split(
         unlabelled=tuple(
             case.id
             for case in manifest.of_role("train")
-            if case.patient in asked
-            and case.id not in known
-            and (case.id in within or case.domain == foreign)
+            if case.patient in asked and case.id not in known and (case.id in within or case.domain == foreign)
         ),
         validation=tuple(validation_cases),
         test=tuple(test),
