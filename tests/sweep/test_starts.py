@@ -219,6 +219,7 @@ BLIND = {"strategy": "masked_autoencoder", "steps": 4, "batch": 4}
         (BLIND, ["data.draw=1"], True),
         (BLIND, ["seed=1"], False),
         (BLIND, ["data.labelled=3", "data.unlabelled=2"], False),
+        (BLIND, ["data.labelled=3", "data.unlabelled_from=[site0]"], False),
         (BLIND, ["data.labelled=3", "evaluation.probe=2"], False),
         ({**BLIND, "streams": {"images": {"role": "unlabelled"}}}, ["data.labelled=3"], False),
         ({**PLAIN, "streams": {"labelled": {"role": "all"}}}, ["data.labelled=3"], False),
