@@ -7,7 +7,7 @@ Shapes: B batch, C channels, K classes, *S the d = 2 or 3 axes the network sees,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,6 +22,11 @@ def derive_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that is a pure function of its parts (never of history or of Python's hash seed)."""
     digest = hashlib.blake2b("/".join(f"{type(p).__name__}:{p}" for p in parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def uniform(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
+    """Return numbers that are uniform in [0, 1), [B, *shape] float32 on the CPU: those of each sample from its own generator."""
+    return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,19 @@ class Progress(NamedTuple):
         """Return a CPU generator that is a function of (seed, stage, step, micro-batch, purpose) alone."""
         key = derive_seed(self.seed, "strategy", self.stage, self.step, self.micro, purpose)
         return torch.Generator().manual_seed(key)
+
+    def generators(self, purpose: str, samples: Tensor) -> list[torch.Generator]:
+        """Return a CPU generator for each sample: a function of (seed, stage, step, purpose) and the sample alone.
+
+        What is drawn for a sample is then the same in whatever process and micro-batch it is seen, and no two processes draw
+        alike, as they do from :meth:`generator`, which is for what a whole batch has in common.
+
+        Args:
+            purpose: What for.
+            samples: ``Geometry.sample``, [B].
+        """
+        keys = (derive_seed(self.seed, "strategy", self.stage, self.step, purpose, key) for key in samples.tolist())
+        return [torch.Generator().manual_seed(key) for key in keys]
 
 
 class StepOutput(NamedTuple):

@@ -55,10 +55,13 @@ class Taps:
     Args:
         encoder: One per resolution, finest first; the last is the bottleneck.
         decoder: One per resolution above the bottleneck's, coarsest first.
+        encoder_modules: Names of the modules that are of the encoder alone, those without parameters (dropout, norms without
+            scale and shift) among them: what has to be in eval mode for an encoder that keeps still.
     """
 
     encoder: tuple[Tap, ...]
     decoder: tuple[Tap, ...]
+    encoder_modules: tuple[str, ...] = ()
 
     @property
     def bottleneck(self) -> Tap:
@@ -141,7 +144,23 @@ def find_taps(
         behind = run.parameters_behind(output.tensor)
         return Tap(output.module, output.call, output.item, output.tensor.shape[1], shape, stride, behind)
 
-    return Taps((*map(tap, encoding), tap(deepest)), tuple(map(tap, decoding)))
+    own = _modules_of_encoder(run, deepest, below)
+    return Taps((*map(tap, encoding), tap(deepest)), tuple(map(tap, decoding)), own)
+
+
+def _modules_of_encoder(run: DryRun, deepest: Output, below: set[Any]) -> tuple[str, ...]:
+    """Return the modules whose parameters the bottleneck depends on, and those without any that were called on the way there."""
+    mine = set(run.parameters_behind(deepest.tensor))
+    beyond = {o.module for o in run.outputs if o.node not in below or o.end > deepest.end}
+    before = {o.module for o in run.outputs} - beyond
+    found: set[str] = set()
+    for name, module in run.network.named_modules():
+        behind = {f"{name}.{p}" if name else p for p, _ in module.named_parameters()}
+        if behind and behind <= mine:
+            found |= {f"{name}.{child}" if child else name for child, _ in module.named_modules()}
+        elif not behind and name in before:
+            found.add(name)
+    return tuple(name for name, _ in run.network.named_modules() if name in found)
 
 
 def _looked_at(

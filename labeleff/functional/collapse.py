@@ -1,9 +1,13 @@
-"""Predictions that empty or flood the image: shares of classes followed over the steps of a stage, and when to speak."""
+"""What goes wrong unseen: predictions that empty or flood the image, losses that stay where nothing is told apart. When to speak."""
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
+
+from labeleff.batch import Progress
 
 SMOOTHING = 0.05
 """Share of the newest batch in running means."""
@@ -11,6 +15,9 @@ LOOK_EVERY = 20
 """Steps between looks."""
 SMALLEST_SHARE, SMALLEST_RATIO = 1e-3, 0.1
 """Classes of a smaller share are not judged; those below this ratio of what is usual are all but gone."""
+
+PATIENCE, PATIENT_SHARE, STUCK = 200, 0.05, 0.95
+"""Steps, and share of the stage, before a loss is judged; and how near to what can be had for nothing it has learnt nothing."""
 
 
 def predicted_shares(probs: Tensor, valid: Tensor) -> Tensor:
@@ -27,6 +34,30 @@ def predicted_shares(probs: Tensor, valid: Tensor) -> Tensor:
 def follow_(mean: Tensor, new: Tensor, step: int) -> None:
     """Move a running mean in place: the plain mean at first, then with a memory of ``1 / SMOOTHING`` steps."""
     mean.lerp_(new.to(mean), max(SMOOTHING, 1 / (step + 1)))
+
+
+def watch_(means: Tensor, loss: Tensor, nothing: Tensor, progress: Progress, *, said: bool, what: str, advice: str) -> bool:
+    """Follow a loss and what can be had for nothing, warn where they are still near by now, and return whether that was said.
+
+    Args:
+        means: [2], moved in place, read at looks alone (which waits for the device).
+        loss: Of this step.
+        nothing: What it would be if nothing were told apart.
+        progress: The step.
+        said: Whether it was said before: it is said once.
+        what: Both values in words, with ``{now}`` and ``{nothing}`` in their places.
+        advice: What may help.
+    """
+    follow_(means, torch.stack([loss.detach().to(means), nothing.to(means)]), progress.step)
+    patience = max(PATIENCE, PATIENT_SHARE * progress.total)
+    if said or progress.step < patience or progress.step % LOOK_EVERY != LOOK_EVERY - 1:
+        return said
+    now, idle = means.tolist()
+    if not now >= STUCK * idle > 0:
+        return False
+    values = what.format(now=f"{now:.3f}", nothing=f"{idle:.3f}")
+    warnings.warn(f"step {progress.step + 1}: {values}: it is not learning; {advice}", stacklevel=3)
+    return True
 
 
 def is_gone(predicted: float, usual: float) -> bool:

@@ -6,14 +6,17 @@ Drawn per image on the CPU, made for the batch on its device. The operations and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labeleff.batch import uniform
 from labeleff.errors import ShapeError
 
 
-def random_crop(image: Tensor, share: float, *, generator: torch.Generator) -> Tensor:
+def random_crop(image: Tensor, share: float, *, generators: Sequence[torch.Generator]) -> Tensor:
     """Return a window of every image enlarged to the size of the image, linearly: [B, C, *S].
 
     Its corner is uniform over all places in the image, along every axis by itself.
@@ -21,7 +24,7 @@ def random_crop(image: Tensor, share: float, *, generator: torch.Generator) -> T
     Args:
         image: [B, C, *S], 2-D or 3-D.
         share: Side of the window as a share of every axis, in (0, 1].
-        generator: Source of randomness, on the CPU.
+        generators: Sources of randomness, one per image, on the CPU.
 
     Raises:
         ShapeError: The share is not in (0, 1].
@@ -29,7 +32,7 @@ def random_crop(image: Tensor, share: float, *, generator: torch.Generator) -> T
     if not 0 < share <= 1:
         raise ShapeError(f"share is {share}; the side of the window must be a share of the axis in (0, 1]")
     axes = image.ndim - 2
-    corner = torch.rand(len(image), axes, generator=generator) * (1 - share)
+    corner = uniform(generators, axes) * (1 - share)
     # from -1 … 1 of the view to the middle of its window and share of it on either side; x first
     affine = torch.cat(
         [share * torch.eye(axes).expand(len(image), -1, -1), (2 * corner + share - 1).flip(1)[..., None]], 2
@@ -44,7 +47,7 @@ def random_intensity(
     contrast: float,
     *,
     clip: tuple[float, float] | None = None,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Return every image with ``x + b`` for x, then ``m + f (x - m)``, m the mean of the channel: [B, C, *S].
 
@@ -53,10 +56,10 @@ def random_intensity(
         brightness: b is uniform in ± this, in units of the image.
         contrast: f is uniform in 1 ± this.
         clip: Range that values are clipped to at the end; None: they are not.
-        generator: Source of randomness, on the CPU.
+        generators: Sources of randomness, one per image, on the CPU.
     """
-    draws = (2 * torch.rand(2, len(image), generator=generator) - 1).to(image)
-    shift, factor = draws.view(2, -1, *[1] * (image.ndim - 1)).unbind()
+    draws = (2 * uniform(generators, 2) - 1).to(image)
+    shift, factor = draws.view(-1, 2, *[1] * (image.ndim - 1)).unbind(1)
     view = image + brightness * shift
     mean = view.mean(tuple(range(2, image.ndim)), keepdim=True)
     view = mean + (1 + contrast * factor) * (view - mean)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from labeleff.backbones.taps import Tap, encode, find_taps
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import ShapeError
+from labeleff.functional.collapse import watch_
 from labeleff.functional.glcl import GlobalScheme, global_loss
 from labeleff.functional.image_views import random_crop, random_intensity
 from labeleff.registry import register
@@ -109,6 +110,8 @@ class GlclGlobal(Strategy):
         self.sizes = {"grid": grid, "hidden": hidden, "projection": projection}
         self.bottleneck = bottleneck
         self._flat: dict[int, Tensor] = {}
+        self._warned = False
+        self.means: Tensor
 
     def streams(self) -> dict[str, Stream]:
         """Return images of all training cases: of partitions of volumes, or (``gr``) any."""
@@ -123,30 +126,43 @@ class GlclGlobal(Strategy):
         self.tap: Tap = taps.bottleneck
         train_only(backbone, taps.encoder_parameters)
         self.head = GlobalHead(self.tap.channels, task.ndim, **self.sizes)
+        self.register_buffer("means", torch.zeros(2))
         self.said = f"glcl_global: trains the encoder up to {self.tap.module}, {self.tap.channels} channels"
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return ``contrast``; noted is what a network scores that tells nothing apart."""
-        image = batch["images"].image
-        rows = torch.cat([self._view(image, version, progress) for version in VERSIONS[self.scheme]])
-        ids = self._ids(len(image))
+        images = batch["images"]
+        rows = torch.cat([self._view(images, version, progress) for version in VERSIONS[self.scheme]])
+        ids = self._ids(len(images.image))
         (feature,) = encode(backbone, rows, [self.tap])
         if len(rows) not in self._flat:
             self._flat[len(rows)] = self._loss(torch.zeros(len(rows), 1), ids)
-        return StepOutput(
-            {"contrast": self._loss(self.head(feature), ids)}, {}, {"flat_contrast": self._flat[len(rows)]}
+        loss, flat = self._loss(self.head(feature), ids), self._flat[len(rows)]
+        self._watch(loss, flat, progress)
+        return StepOutput({"contrast": loss}, {}, {"flat_contrast": flat})
+
+    def _watch(self, loss: Tensor, flat: Tensor, progress: Progress) -> None:
+        """Say once where the loss stays what it is with all cosines equal."""
+        self._warned = watch_(
+            self.means,
+            loss,
+            flat,
+            progress,
+            said=self._warned,
+            what="the contrast is {now}, and {nothing} where nothing is told apart",
+            advice="change the rate, take more images per step, and make sure that volumes are oriented alike",
         )
 
     def _loss(self, z: Tensor, ids: dict[str, Tensor]) -> Tensor:
         return global_loss(z, scheme=self.scheme, **ids, temperature=self.temperature)
 
-    def _view(self, image: Tensor, version: int, progress: Progress) -> Tensor:
+    def _view(self, images: Batch, version: int, progress: Progress) -> Tensor:
         """Return a view of every image, or (version 0) the images themselves."""
         if not version:
-            return image
-        generator = progress.generator(f"view {version}")
-        cropped = random_crop(image, self.crop, generator=generator)
-        return random_intensity(cropped, self.brightness, self.contrast, clip=self.clip, generator=generator)
+            return images.image
+        generators = progress.generators(f"view {version}", images.geometry.sample)
+        cropped = random_crop(images.image, self.crop, generators=generators)
+        return random_intensity(cropped, self.brightness, self.contrast, clip=self.clip, generators=generators)
 
     def _ids(self, count: int) -> dict[str, Tensor]:
         """Return the ids of the rows, on the CPU: versions one after the other, volume-major and partition-minor within each.

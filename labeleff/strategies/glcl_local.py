@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from labeleff.backbones.taps import Tap, Taps, encode, find_taps
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import RecipeError
+from labeleff.functional.collapse import watch_
 from labeleff.functional.glcl import COUNTS, LocalScheme, local_loss
 from labeleff.functional.image_views import random_intensity
 from labeleff.registry import register
@@ -71,7 +72,8 @@ class GlclLocal(Strategy):
         clip: Clip views to [0, 1.5], as the authors do with ``data.normalise: minmax``.
         projection: Length of an embedded region; 0: regions are compared as they are, as those of one voxel always are.
         level: Levels of the decoder that are trained, coarsest first; all but the one in full resolution where there are fewer.
-        encoder_mode: ``eval``, or ``train`` (batch statistics and dropout at work, running statistics moving).
+        encoder_mode: ``eval`` (nothing moves, nothing is drawn), or ``train`` (batch statistics and dropout at work, running
+            statistics moving).
         bottleneck: Name of the module that returns the bottleneck; empty: it is found.
         decoder: Name of the module whose features are used, in place of ``level``; empty: it is found.
     """
@@ -114,6 +116,8 @@ class GlclLocal(Strategy):
         self.projection, self.level, self.encoder_mode = projection, level, encoder_mode
         self.bottleneck, self.decoder = bottleneck, decoder
         self._flat: dict[int, Tensor] = {}
+        self._warned = False
+        self.means: Tensor
 
     def streams(self) -> dict[str, Stream]:
         """Return images of all training cases, or (``ld``) of partitions of volumes."""
@@ -132,9 +136,10 @@ class GlclLocal(Strategy):
         number = self._number(taps)
         self.tap: Tap = taps.decoder[number]
         train_only(backbone, taps.decoder_parameters(number))
-        self.encoder = frozenset(_owned(backbone, taps.encoder_parameters))
+        self.encoder = frozenset(taps.encoder_modules)
         self.regions = COUNTS[task.ndim][0 if self.dense else 1]
         self.head = LocalHead(self.tap.channels, task.ndim, size=self.size, projection=self.projection)
+        self.register_buffer("means", torch.zeros(2))
         stride = " x ".join(f"{n:g}" for n in self.tap.stride)
         self.said = (
             f"glcl_local: trains {number + 1} of the decoder's levels, up to {self.tap.module} at stride {stride}"
@@ -162,19 +167,27 @@ class GlclLocal(Strategy):
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return ``contrast``; noted is what a network scores that tells nothing apart."""
-        image = batch["images"].image
-        views = [
-            random_intensity(
-                image, self.brightness, self.contrast, clip=self.clip, generator=progress.generator(f"view {number}")
-            )
-            for number in (1, 2)
-        ]
+        images, ranges = batch["images"], (self.brightness, self.contrast)
+        draws = [progress.generators(f"view {number}", images.geometry.sample) for number in (1, 2)]
+        views = [random_intensity(images.image, *ranges, clip=self.clip, generators=own) for own in draws]
         (feature,) = encode(backbone, torch.cat(views), [self.tap])
         maps = self.head(feature)
         if len(maps) not in self._flat:
             self._flat[len(maps)] = self._loss(torch.zeros(len(maps), 1, *[8] * (maps.ndim - 2)))
-        return StepOutput(
-            {"contrast": self._loss(maps, self.head.region)}, {}, {"flat_contrast": self._flat[len(maps)]}
+        loss, flat = self._loss(maps, self.head.region), self._flat[len(maps)]
+        self._watch(loss, flat, progress)
+        return StepOutput({"contrast": loss}, {}, {"flat_contrast": flat})
+
+    def _watch(self, loss: Tensor, flat: Tensor, progress: Progress) -> None:
+        """Say once where the loss stays what it is with all cosines equal."""
+        self._warned = watch_(
+            self.means,
+            loss,
+            flat,
+            progress,
+            said=self._warned,
+            what="the contrast is {now}, and {nothing} where nothing is told apart",
+            advice="change the rate or the level, and make sure that the stage before it has learnt",
         )
 
     def _loss(self, maps: Tensor, project: nn.Module | None = None) -> Tensor:
@@ -187,13 +200,3 @@ class GlclLocal(Strategy):
             partitions=self.partitions,
             project=project,
         )
-
-
-def _owned(network: nn.Module, parameters: tuple[str, ...]) -> list[str]:
-    """Return the names of the modules all of whose parameters are among some, and of everything in them."""
-    own, found = set(parameters), []
-    for name, module in network.named_modules():
-        inside = {f"{name}.{p}" if name else p for p, _ in module.named_parameters()}
-        if inside and inside <= own:
-            found += [f"{name}.{child}" if child else name for child, _ in module.named_modules()]
-    return found

@@ -6,7 +6,7 @@ are convolutions. The baseline that other ways of learning before labels must be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labeleff.backbones.taps import encode, find_taps
-from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
+from labeleff.batch import Batch, Progress, StepOutput, Stream, Task, uniform
 from labeleff.errors import ShapeError
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy, train_only
@@ -72,7 +72,7 @@ class MaskedAutoencoder(Strategy):
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return ``reconstruction``; 0, with a gradient, where all that is blotted out is padding."""
         image, valid = batch["images"].image, batch["images"].valid
-        hidden = self.hidden(image, progress.generator("blocks")).to(image.device)
+        hidden = self.hidden(image, progress.generators("blocks", batch["images"].geometry.sample)).to(image.device)
         (features,) = encode(backbone, image.masked_fill(hidden, 0), [self.tap])
         filled = self.head(features).float()
         if filled.shape != image.shape:
@@ -82,7 +82,7 @@ class MaskedAutoencoder(Strategy):
         errors = torch.where(counted, (filled - image).square(), 0).sum()
         return StepOutput({"reconstruction": errors / (counted.sum() * image.shape[1]).clamp_min(1)})
 
-    def hidden(self, image: Tensor, generator: torch.Generator) -> Tensor:
+    def hidden(self, image: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Return what is blotted out [B, 1, *S] bool: of every image the same number of blocks, at least one and not all.
 
         Blocks at the far edge are cut off where the image is no multiple of them.
@@ -91,7 +91,7 @@ class MaskedAutoencoder(Strategy):
         blocks = [-(-n // self.block) for n in shape]
         count = prod(blocks)
         chosen = min(max(1, round(self.ratio * count)), max(1, count - 1))
-        order = torch.rand(len(image), count, generator=generator).argsort(1).argsort(1)
+        order = uniform(generators, count).argsort(1).argsort(1)
         mask = (order < chosen).view(len(image), 1, *blocks)
         for axis, length in enumerate(shape, start=2):
             mask = mask.repeat_interleave(self.block, axis).narrow(axis, 0, length)

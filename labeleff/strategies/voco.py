@@ -5,7 +5,6 @@ Wu, Zhuang and Chen, CVPR 2024, arXiv:2402.17300, and arXiv:2410.09890; the loss
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import ClassVar, Literal
@@ -13,12 +12,13 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from labeleff.backbones.outputs import nearest_size
 from labeleff.backbones.taps import Tap, encode, find_taps
-from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
+from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Stream, Task, uniform
 from labeleff.errors import RecipeError, ShapeError
-from labeleff.functional.collapse import LOOK_EVERY, follow_
+from labeleff.functional.collapse import watch_
 from labeleff.functional.ema import ema_update_
 from labeleff.functional.losses import segmentation_loss
 from labeleff.functional.voco import (
@@ -33,10 +33,8 @@ from labeleff.functional.voco import (
     position_loss,
 )
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, peer_of, train_only
+from labeleff.strategies.base import Strategy, fresh_copy, peer_of, train_only
 
-PATIENCE, PATIENT_SHARE, STUCK = 200, 0.05, 0.95
-"""Steps, and share of the stage, before a run is judged; and how near to what can be had for nothing it has learnt nothing."""
 SAME = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Answers that are the same for every crop and cell, the best of which is what can be had for nothing."""
 
@@ -99,6 +97,9 @@ class Voco(Strategy):
         self_contrast: Of ``v2``: where there is one window, set it against itself; else the loss between volumes is left out.
         row_dropout: Share of the rows (crops) that the student's projector is given as zeros.
         supervised: Weight of (cross-entropy + Dice) / 2 of labelled patches beside; 0: no label is read.
+        pseudo: With ``supervised``: weight of the same loss of the random crops, against what a copy of the network says of
+            them that is frozen once ``pseudo_after`` of the stage is done: the omni-supervised form. It trains the decoder alone.
+        pseudo_after: Share of the stage before that; authors: half.
         levels: What is embedded: ``all`` levels of the encoder, or its ``bottleneck``.
         layers: Modules whose outputs are embedded, the deepest last; empty: found by a dry run.
         width: Of the projector.
@@ -122,6 +123,8 @@ class Voco(Strategy):
         "self_contrast": "of v2 with one window",
         "levels": "networks of one level, and layers that are named",
         "least": "for windows that hold padding",
+        "pseudo": "with supervised",
+        "pseudo_after": "with supervised",
         "rot90": "for cells that are square",
     }
 
@@ -139,6 +142,8 @@ class Voco(Strategy):
         self_contrast: bool = False,
         row_dropout: float = 0.0,
         supervised: float = 0.0,
+        pseudo: float = 0.0,
+        pseudo_after: float = 0.5,
         levels: Literal["all", "bottleneck"] = "all",
         layers: tuple[str, ...] = (),
         width: int = 256,
@@ -156,14 +161,19 @@ class Voco(Strategy):
             )
         if min((*window, *size, crops, width)) < 1:
             raise ValueError("window, size, crops and width are at least 1")
-        if min(regulariser, inter, supervised, offset) < 0 or not 0 <= row_dropout < 1:
-            raise ValueError("regulariser, inter, supervised and offset are at least 0, row_dropout lies in [0, 1)")
+        if min(regulariser, inter, supervised, pseudo, offset) < 0:
+            raise ValueError("regulariser, inter, supervised, pseudo and offset are at least 0")
+        if not 0 <= row_dropout < 1 or not 0 <= pseudo_after < 1:
+            raise ValueError("row_dropout and pseudo_after lie in [0, 1)")
+        if pseudo and not supervised:
+            raise ValueError("pseudo needs a network that learns from labels: set supervised, too")
         if not all(0 <= share <= 1 for share in (momentum, least, flip, rot90, offset_probability)):
             raise ValueError("momentum, least, flip, rot90 and offset_probability lie in [0, 1]")
         self.form: Form = form
         self.grid, self.window, self.size, self.crops = tuple(grid), tuple(window), tuple(size), crops
         self.momentum, self.regulariser, self.inter, self.self_contrast = momentum, regulariser, inter, self_contrast
         self.row_dropout, self.supervised, self.reads_labels = row_dropout, supervised, supervised > 0
+        self.pseudo, self.pseudo_after = pseudo, pseudo_after
         self.levels, self.layers, self.width, self.least = levels, tuple(layers), width, least
         self.flip, self.rot90, self.offset, self.offset_probability = flip, rot90, offset, offset_probability
         self.reach_edge = reach_edge
@@ -198,10 +208,19 @@ class Voco(Strategy):
             self.teacher_projector = Projector(inputs, self.width).to(device).requires_grad_(False)
         if self.form == "v1":
             self.teacher = peer_of(backbone).requires_grad_(False)
+        self.encoder = frozenset(name for tap in self.taps for name in tap.parameters)
         if not self.supervised:
-            train_only(backbone, {name for tap in self.taps for name in tap.parameters})
+            train_only(backbone, self.encoder)
+        if self.pseudo:
+            self.labeller = fresh_copy(backbone)
         # the loss of positions, and what the same answer for every place would have
         self.register_buffer("means", torch.zeros(2, device=device))
+
+    def set_modes(self, backbone: nn.Module) -> None:
+        """Train everything but the network that gives pseudo-labels."""
+        super().set_modes(backbone)
+        if self.pseudo:
+            self.labeller.eval()
 
     def _find(self, backbone: nn.Module, task: Task) -> tuple[Tap, ...]:
         """Return where crops are embedded."""
@@ -218,16 +237,18 @@ class Voco(Strategy):
     # -- a step -----------------------------------------------------------------------------------------------------------
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
-        """Return ``position`` and ``regulariser``; ``inter`` of v2, ``supervised`` where asked for.
+        """Return ``position`` and ``regulariser``; ``inter`` of v2, ``supervised`` and ``pseudo`` where asked for.
 
         Raises:
             ShapeError: The window has no room for the grid, or a crop none for the network.
         """
-        crops, overlap, counted = self._cut(batch["images"], progress.generator("crops"))
+        images = batch["images"]
+        crops, overlap, counted = self._cut(images, progress.generators("crops", images.geometry.sample))
         volumes = len(crops)
-        rows = self._as_seen(backbone, crops.flatten(0, 1))
+        rows, inside = self._as_seen(backbone, crops.flatten(0, 1)).tensor_split([self.task.channels], 1)
         embedded = self._embed(backbone, rows)
-        student = self.projector(self._dropped(embedded, progress)).view(volumes, -1, self.width)
+        dropped = self._dropped(embedded, progress.generators("rows", images.geometry.sample))
+        student = self.projector(dropped).view(volumes, -1, self.width)
         x, q = student[:, : self.crops], student[:, self.crops :]
         losses = {}
         if self.form == "v0":
@@ -250,9 +271,12 @@ class Voco(Strategy):
             scores = backbone(batch["labelled"].image)
             losses["supervised"] = self.supervised * segmentation_loss(scores, batch["labelled"].label)
             logits = {"labelled": scores.detach()}
+        if self.pseudo and progress.fraction >= self.pseudo_after:
+            shown, known = (part.unflatten(0, (volumes, -1))[:, : self.crops].flatten(0, 1) for part in (rows, inside))
+            losses["pseudo"] = self.pseudo * self._guessed(backbone, shown, known[:, 0] > 0.5, progress)
         idle = constant_losses(overlap, SAME, form=self.form, counted=counted)
         self._watch(losses["position"].detach(), idle.min(), progress)
-        notes = {"flat": idle[0], "constant": idle.min(), "padded": 1 - batch["images"].valid.float().mean()}
+        notes = {"flat": idle[0], "constant": idle.min(), "padded": 1 - images.valid.float().mean()}
         return StepOutput(losses, logits, notes | {"correlation": _correlation(cosine.detach().relu(), overlap)})
 
     @torch.no_grad()
@@ -266,32 +290,53 @@ class Voco(Strategy):
         projected: Tensor = self.teacher_projector(clean)
         return projected
 
-    def _dropped(self, embedded: Tensor, progress: Progress) -> Tensor:
+    def _guessed(self, backbone: nn.Module, rows: Tensor, inside: Tensor, progress: Progress) -> Tensor:
+        """Return the loss of crops [N, C, *cell] against pseudo-labels; no gradient reaches the encoder.
+
+        The authors detach its features, but for one connection that they forget.
+        """
+        first = progress.step == 0 or (progress.step - 1) / progress.total < self.pseudo_after
+        if first and progress.micro == 0:
+            self.labeller.load_state_dict(backbone.state_dict())
+        with torch.no_grad():
+            guess = self.labeller(rows).argmax(1).masked_fill(~inside, IGNORE)
+        still = {name: p.detach() for name, p in backbone.named_parameters() if name in self.encoder}
+        return segmentation_loss(functional_call(backbone, still, (rows,)), guess)
+
+    def _dropped(self, embedded: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the embeddings with some rows of zeros, the others enlarged: dropout of whole crops."""
         if not self.row_dropout:
             return embedded
-        drawn = torch.rand(len(embedded), 1, generator=progress.generator("rows"))
+        drawn = uniform(generators, len(embedded) // len(generators)).view(-1, 1)
         kept = (drawn >= self.row_dropout).float() / (1 - self.row_dropout)
         return embedded * kept.to(embedded)
 
     # -- crops ------------------------------------------------------------------------------------------------------------
 
-    def _cut(self, images: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return crops, then cells, of every window [B, n + K, C, *cell], overlaps [B, n, K], and the cells that count [B, K]."""
+    def _cut(
+        self, images: Batch, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return crops, then cells, of every window [B, n + K, C, *cell], overlaps [B, n, K], and the cells that count [B, K].
+
+        With pseudo-labels one channel more says what lies inside the image.
+        """
         shape = tuple(images.image.shape[2:])
         grid = self._grid_of(shape)
         bases = grid_boxes(shape, grid)
-        drawn = [draw_boxes(bases, self.crops, generator=generator, reach_edge=self.reach_edge) for _ in images.image]
-        boxes = torch.stack(drawn)
-        device = images.image.device
-        pieces = torch.stack([torch.stack(_pieces(i, [*b, *bases])) for i, b in zip(images.image, boxes, strict=True)])
+        boxes = torch.stack(
+            [draw_boxes(bases, self.crops, generator=own, reach_edge=self.reach_edge) for own in generators]
+        )
+        image, device = images.image, images.image.device
+        if self.pseudo:
+            image = torch.cat([image, images.valid.to(image)], 1)
+        pieces = torch.stack([torch.stack(_pieces(i, [*b, *bases])) for i, b in zip(image, boxes, strict=True)])
         counted = None
         if self.least:
             inside = torch.stack([torch.stack(_pieces(valid, bases)) for valid in images.valid])
-            values = pieces[:, self.crops :].flatten(3)
+            values = pieces[:, self.crops :, : self.task.channels].flatten(3)
             varied = (values.amax(3) > values.amin(3)).any(2)  # before crops are shifted: rounding would do
             counted = varied & (inside.flatten(2).float().mean(2) >= self.least)
-        self._augment_(pieces.flatten(0, 1), grid, generator)
+        self._augment_(pieces.flatten(0, 1), grid, generators)
         return pieces, overlap_labels(boxes, bases).to(device), counted
 
     def _grid_of(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -303,25 +348,26 @@ class Voco(Strategy):
             grid[max(axis for axis in range(3) if shape[axis] == min(shape))] = 1
         return tuple(grid)
 
-    def _augment_(self, rows: Tensor, grid: Sequence[int], generator: torch.Generator) -> None:
+    def _augment_(self, rows: Tensor, grid: Sequence[int], generators: Sequence[torch.Generator]) -> None:
         """Mirror, turn and shift crops [N, C, *cell] in place, each by itself. What they overlap does not change."""
+        each = len(rows) // len(generators)
 
         def some(share: float) -> Tensor:
-            return torch.nonzero(torch.rand(len(rows), generator=generator) < share).squeeze(1).to(rows.device)
+            return torch.nonzero(uniform(generators, each).flatten() < share).squeeze(1).to(rows.device)
 
         for axis in range(2, rows.ndim):
             chosen = some(self.flip)
             rows[chosen] = rows[chosen].flip(axis)
         plane = [axis + 2 for axis, cells in enumerate(grid) if cells > 1][:2]
-        turns = torch.randint(1, 4, (len(rows),), generator=generator).to(rows.device)
+        turns = torch.cat([torch.randint(1, 4, (each,), generator=own) for own in generators]).to(rows.device)
         chosen = some(self.rot90)
         if len(plane) == 2 and rows.shape[plane[0]] == rows.shape[plane[1]]:
             for k in (1, 2, 3):
                 turned = chosen[turns[chosen] == k]
                 rows[turned] = torch.rot90(rows[turned], k, plane)
         chosen = some(self.offset_probability)
-        shifts = (2 * torch.rand(len(rows), generator=generator) - 1) * self.offset
-        rows[chosen] += shifts.to(rows)[chosen].view(-1, *[1] * (rows.ndim - 1))
+        shifts = (2 * uniform(generators, each).flatten() - 1) * self.offset
+        rows[chosen, : self.task.channels] += shifts.to(rows)[chosen].view(-1, *[1] * (rows.ndim - 1))
 
     def _as_seen(self, backbone: nn.Module, rows: Tensor) -> Tensor:
         """Return crops in the size in which the network sees them."""
@@ -345,18 +391,16 @@ class Voco(Strategy):
 
     def _watch(self, position: Tensor, constant: Tensor, progress: Progress) -> None:
         """Follow the loss, and what the best constant answer has; look at times, and say once if they are near."""
-        follow_(self.means, torch.stack([position, constant]), progress.step)
-        patience = max(PATIENCE, PATIENT_SHARE * progress.total)
-        if progress.step >= patience and progress.step % LOOK_EVERY == LOOK_EVERY - 1 and not self._warned:
-            now, nothing = self.means.tolist()
-            if now >= STUCK * nothing > 0:
-                self._warned = True
-                warnings.warn(
-                    f"step {progress.step + 1}: the loss of positions is {now:.3f}, and {nothing:.3f} for one answer to every "
-                    "place: it is not learning; change the rate, take more crops or windows per step, and make sure that "
-                    "images share orientation and field of view",
-                    stacklevel=2,
-                )
+        self._warned = watch_(
+            self.means,
+            position,
+            constant,
+            progress,
+            said=self._warned,
+            what="the loss of positions is {now}, and {nothing} for one answer to every place",
+            advice="change the rate, take more crops or windows per step, and make sure that images share orientation and "
+            "field of view",
+        )
 
 
 def _pieces(image: Tensor, boxes: Sequence[Tensor] | Tensor) -> list[Tensor]:

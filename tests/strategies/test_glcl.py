@@ -72,12 +72,13 @@ def test_rows_are_volumes_of_partitions_in_their_versions(scheme):
 
 def test_views_are_drawn_from_the_progress():
     run, batch = started(GlclGlobal, scheme="gd-")
-    image = batch["images"].image
-    one, two = (run.strategy._view(image, version, Progress(3, 10)) for version in (1, 2))
-    assert run.strategy._view(image, 0, Progress(3, 10)) is image
-    assert torch.equal(one, run.strategy._view(image, 1, Progress(3, 10)))
+    images = batch["images"]
+    image = images.image
+    one, two = (run.strategy._view(images, version, Progress(3, 10)) for version in (1, 2))
+    assert run.strategy._view(images, 0, Progress(3, 10)) is image
+    assert torch.equal(one, run.strategy._view(images, 1, Progress(3, 10)))
     assert not torch.allclose(one, two)
-    assert not torch.allclose(one, run.strategy._view(image, 1, Progress(4, 10)))
+    assert not torch.allclose(one, run.strategy._view(images, 1, Progress(4, 10)))
     assert len({float(m) for m in (one - image).flatten(1).mean(1)}) == len(image)
 
 
@@ -126,10 +127,10 @@ def test_regions_of_two_views(scheme, size, dense):
     run, batch = started(GlclLocal, batch=4, scheme=scheme, size=size, dense=dense, projection=0, temperature=0.5)
     strategy, backbone, progress = run.strategy, run.backbone.eval(), Progress(0, 10)
     image = batch["images"].image
-    generators = [progress.generator(f"view {number}") for number in (1, 2)]
     maps = []
-    for generator in generators:  # brightness and contrast spelt out
-        shift, factor = 2 * torch.rand(2, 4, 1, 1, 1, generator=generator) - 1
+    for number in (1, 2):  # brightness and contrast spelt out
+        own = progress.generators(f"view {number}", batch["images"].geometry.sample)
+        shift, factor = 2 * torch.stack([torch.rand(2, generator=g) for g in own], 1)[..., None, None, None] - 1
         view = image + 0.3 * shift
         view = view.mean((2, 3), keepdim=True) + (1 + 0.3 * factor) * (view - view.mean((2, 3), keepdim=True))
         with torch.no_grad(), capture(backbone, [strategy.tap]) as found:

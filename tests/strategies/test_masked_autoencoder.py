@@ -51,7 +51,7 @@ def test_loss_by_hand():
     network, strategy = built(block=4)
     share, progress = batch()["images"], Progress(3, 10, seed=5)
     found = strategy.step(network, {"images": share}, progress).losses["reconstruction"]
-    hidden = strategy.hidden(share.image, progress.generator("blocks")).numpy()
+    hidden = strategy.hidden(share.image, progress.generators("blocks", share.geometry.sample)).numpy()
     seen = np.where(hidden, 0, share.image.numpy()).astype(np.float32)
     with torch.no_grad():
         filled = strategy.head(network.features(torch.from_numpy(seen))).numpy()
@@ -66,7 +66,7 @@ def test_loss_by_hand():
 @pytest.mark.parametrize(("size", "blocks"), [((12, 16), (3, 4)), ((10, 15, 4), (3, 4, 1))])
 def test_as_many_blocks_of_every_image_and_all_in_turn(size, blocks):
     strategy, image = MaskedAutoencoder(ratio=0.6, block=4), torch.zeros(50, 1, *size)
-    hidden = strategy.hidden(image, torch.Generator().manual_seed(0))
+    hidden = strategy.hidden(image, [torch.Generator().manual_seed(seed) for seed in range(50)])
     assert hidden.shape == (50, 1, *size)
     corners = hidden[(slice(None), 0, *[slice(None, None, 4)] * len(size))].flatten(1)
     assert bool((corners.sum(1) == 7).all())  # 0.6 of 12

@@ -57,9 +57,8 @@ def test_mixtures_are_learnt_from_as_mixtures_of_labels(pairs, soft):
     progress = Progress(3, 10, stage=1, seed=7)
     network = run.backbone.eval()
     found = run.strategy.step(network, {"labelled": share}, progress).losses["supervised"].item()
-    first, second, weight = (
-        values.tolist() for values in draw_mixture(4, 1.0, generator=progress.generator("mixup"), pairs=pairs)
-    )
+    (generator,) = progress.generators("mixup", share.geometry.sample[:1])
+    first, second, weight = (values.tolist() for values in draw_mixture(4, 1.0, generator=generator, pairs=pairs))
     entropy = known = 0.0
     sums = np.zeros((3, 2))  # Σ p q and Σ p² + q² of every class
     for b in range(4):

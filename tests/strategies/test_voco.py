@@ -54,6 +54,10 @@ def windows(count=2, size=(12, 18), seed=0):
     return {"images": share(torch.randn(count, 1, *size, generator=torch.Generator().manual_seed(seed)))}
 
 
+def generators(count):
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
 def built(task=TASK, backbone=Small, **options):
     torch.manual_seed(0)
     network, strategy = backbone(task), Voco(**{"width": 5, **options})
@@ -231,7 +235,7 @@ def test_crops_hold_what_their_boxes_say(task, size):
     _, strategy = built(task, crops=4, **AS_THEY_ARE)
     numbers = torch.arange(float(np.prod(size))).view(1, 1, *size)
     image = torch.cat([numbers, -numbers])
-    crops, overlap, counted = strategy._cut(share(image), torch.Generator().manual_seed(0))
+    crops, overlap, counted = strategy._cut(share(image), generators(2))
     cell = [n if len(size) == 3 and n == min(size) else n // 3 for n in size]
     assert crops.shape == (2, 4 + 9, 1, *cell)
     assert bool(counted.all())
@@ -252,9 +256,9 @@ def test_cells_of_padding_and_constant_ones_do_not_count():
     expected = [k not in (0, 4, 8) for k in range(9)]
     for least, last in ((0.2, False), (0.1, True)):
         _, strategy = built(least=least)
-        counted = strategy._cut(share(image, valid=valid), torch.Generator())[2]
+        counted = strategy._cut(share(image, valid=valid), generators(1))[2]
         assert counted.tolist() == [[*expected[:8], last]]
-    assert built(least=0.0)[1]._cut(share(image, valid=valid), torch.Generator())[2] is None
+    assert built(least=0.0)[1]._cut(share(image, valid=valid), generators(1))[2] is None
 
 
 def test_a_window_of_padding_teaches_nothing_and_breaks_nothing():
@@ -274,7 +278,7 @@ def test_crops_are_mirrored_turned_and_shifted_each_by_itself():
     def changed(grid=(3, 3), **options):
         _, strategy = built(**{**AS_THEY_ARE, **options})
         now = rows.clone()
-        strategy._augment_(now, grid, torch.Generator().manual_seed(1))
+        strategy._augment_(now, grid, generators(20))
         return now
 
     assert torch.equal(changed(), rows)
@@ -412,7 +416,7 @@ def test_a_run_that_learns_nothing_is_reported_once():
 def test_the_best_constant_answer_in_loops():
     network, strategy = built(**AS_THEY_ARE)
     notes = stepped(strategy, network).notes
-    overlap = strategy._cut(windows()["images"], Progress(0, 10).generator("crops"))[1].double().numpy()
+    overlap = strategy._cut(windows()["images"], Progress(0, 10).generators("crops", torch.arange(2)))[1].double().numpy()
     tried = [np.mean([entries(y, np.full(18, c), "v1") for y in overlap.reshape(2, 18)]) for c in np.arange(6) / 10]
     assert float(notes["flat"]) == pytest.approx(tried[0], rel=1e-5)
     assert float(notes["constant"]) == pytest.approx(min(tried), rel=1e-5)
