@@ -8,12 +8,15 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from labeleff import registry
 from labeleff.backbones.taps import capture, encode, find_taps
 from labeleff.batch import Task
 from labeleff.errors import ShapeError
+from labeleff.strategies.base import train_only
 from tests.backbones.networks import EINOPS, SIDE, SMALL
 
 CASES = {
@@ -123,6 +126,81 @@ def test_levels_parameters_and_an_encoder_that_stops(case, ndim):
         assert all(counts[name] for name, parameters in own.items() if parameters & encoder)
     assert state(network)[0] == before[0]
     assert pickle.loads(pickle.dumps(taps)) == taps
+
+
+def checkpointed(network):
+    """Let every block of a network compute what it had forgotten anew for its gradient, blocks within blocks too."""
+
+    def kind_of(kind):
+        def forward(self, *given, **named):
+            return checkpoint(kind.forward, self, *given, use_reentrant=False, **named)
+
+        return type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward})
+
+    for name, module in network.named_modules():
+        if name and type(module).forward is not nn.Module.forward and any(True for _ in module.children()):
+            module.__class__ = kind_of(type(module))
+    return network
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_checkpointing_changes_neither_taps_nor_gradients(case):
+    side, task = SIDE.get(case, 32), TASK[2]
+    plain, saving = make(case, 2), checkpointed(make(case, 2))
+    taps = find_taps(plain, task, patch=(side, side))
+    assert find_taps(saving, task, patch=(side, side)) == taps
+    calls = []
+    within = next(m for m in saving.modules() if type(m).__name__.startswith("Checkpointed"))
+    next(within.children()).register_forward_pre_hook(lambda *_: calls.append(1))
+    image = torch.randn(2, 2, side, side)
+    gradients = []
+    for network in (plain, saving):
+        network.eval()
+        sum(f.square().mean() for f in encode(network, image, taps.encoder)).backward()
+        gradients.append({n: p.grad for n, p in network.named_parameters()})
+        network.zero_grad()
+        with capture(network, taps.encoder[-1:]) as found:  # what is computed anew is not what was found
+            network(image)
+            deep = found[taps.bottleneck]
+            deep.square().mean().backward()
+            assert found[taps.bottleneck] is deep
+        assert {n for n, p in network.named_parameters() if p.grad is not None} == set(taps.encoder_parameters)
+    assert len(calls) > 2  # two passes, and what was computed anew
+    for name, gradient in gradients[0].items():
+        assert (gradient is None) == (gradients[1][name] is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+class Alone(nn.Module):
+    """A pass that ends at the encoder, as a strategy's step under data-parallel training."""
+
+    def __init__(self, network, taps):
+        super().__init__()
+        self.network, self.taps = network, taps
+
+    def forward(self, image):
+        return sum(f.square().mean() for f in encode(self.network, image, self.taps))
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_encoder_alone_under_data_parallel_training(case, one_process):
+    """DDP waits for every parameter that asks for a gradient: those behind the taps are all that do, and all get theirs."""
+    network, side = make(case, 2), SIDE.get(case, 32)
+    taps = find_taps(network, TASK[2], patch=(side, side)).encoder
+    train_only(network, {name for tap in taps for name in tap.parameters})
+    parallel, image = DistributedDataParallel(Alone(network, taps)), torch.randn(2, 2, side, side)
+    for _ in range(2):  # the second pass fails where the first one left a parameter waiting
+        network.zero_grad()
+        parallel(image).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in network.parameters())
 
 
 class Net(nn.Module):

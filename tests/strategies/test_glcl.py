@@ -1,13 +1,14 @@
 """GLCL's two stages: what is contrasted, what is trained, and what is not even run."""
 
 import json
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 from labeleff import registry
-from labeleff.backbones.taps import capture
+from labeleff.backbones.taps import capture, encode, find_taps
 from labeleff.batch import Progress, Task
 from labeleff.errors import RecipeError, ShapeError
 from labeleff.learner import images_counted
@@ -80,6 +81,9 @@ def test_views_are_drawn_from_the_progress():
     assert not torch.allclose(one, two)
     assert not torch.allclose(one, run.strategy._view(images, 1, Progress(4, 10)))
     assert len({float(m) for m in (one - image).flatten(1).mean(1)}) == len(image)
+    # a process that sees the other half of the batch draws what one that sees all of it does
+    rest = images._replace(image=image[4:], geometry=images.geometry._replace(sample=images.geometry.sample[4:]))
+    torch.testing.assert_close(run.strategy._view(rest, 1, Progress(3, 10, micro=1)), one[4:])
 
 
 def test_only_the_encoder_is_trained_and_run():
@@ -162,6 +166,42 @@ def test_the_encoder_keeps_still(mode):
     assert statistics == {"upcat_4", "upcat_3"} | (encoder if mode == "train" else set())
     assert not called & {"upcat_2", "upcat_1", "final_conv"}
     assert "upcat_3" in called
+
+
+def test_a_still_encoder_draws_nothing_and_moves_no_statistics():
+    """SegResNet's dropout, and norms without scale and shift, have no parameter by which they were the encoder's."""
+
+    def backbone(task):
+        network = registry.get("backbone", "segresnet")(task, filters=8, blocks_down=(1, 1, 1), dropout=0.5)
+        network.dropout = nn.Sequential(network.dropout, nn.BatchNorm2d(8, affine=False))
+        return network
+
+    for mode, still in (("eval", True), ("train", False)):
+        run, batch = started(GlclLocal, backbone=backbone, shape=(32, 32), level=1, encoder_mode=mode)
+        run.strategy.set_modes(run.backbone)
+        deepest = find_taps(run.backbone, TASK).bottleneck
+        before = state(run.backbone)
+        with torch.no_grad():
+            one, two = (encode(run.backbone, batch["images"].image, [deepest])[0] for _ in range(2))
+        assert torch.equal(one, two) == still
+        assert (not moved(before, run.backbone)) == still
+        assert any(module.training for module in run.backbone.modules())
+
+
+@pytest.mark.parametrize("factory", [GlclGlobal, GlclLocal])
+def test_a_run_that_learns_nothing_is_reported_once(factory):
+    run, _ = started(factory)
+    loss, flat = torch.tensor(2.3), torch.tensor(2.4)
+    with pytest.warns(UserWarning, match=r"step 220: the contrast is 2\.300, and 2\.400 where nothing .* not learning"):
+        for step in range(220):
+            run.strategy._watch(loss, flat, Progress(step, 400))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(220, 300):
+            run.strategy._watch(loss, flat, Progress(step, 400))
+        other, _ = started(factory)
+        for step in range(300):
+            other.strategy._watch(0.9 * flat, flat, Progress(step, 400))
 
 
 @pytest.mark.parametrize(("level", "last"), [(1, "upcat_4"), (3, "upcat_2"), (9, "upcat_2")])

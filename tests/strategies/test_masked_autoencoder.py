@@ -76,6 +76,18 @@ def test_as_many_blocks_of_every_image_and_all_in_turn(size, blocks):
         assert torch.equal(hidden[(slice(None), 0, *place)], hidden[(slice(None), 0, *corner)])
 
 
+def test_blocks_are_those_of_the_image_in_whatever_process():
+    strategy, image, progress = MaskedAutoencoder(block=4), torch.zeros(4, 1, 12, 16), Progress(3, 10)
+
+    def hidden(keys, micro=0):
+        own = progress._replace(micro=micro).generators("blocks", torch.tensor(keys))
+        return strategy.hidden(image[: len(keys)], own)
+
+    whole = hidden([7, 8, 9, 10])
+    assert torch.equal(torch.cat([hidden([7, 8]), hidden([9, 10], micro=1)]), whole)
+    assert len({tuple(row.flatten().tolist()) for row in whole}) == 4
+
+
 def test_what_comes_after_the_decoder_is_left_as_it_was():
     network, strategy = built()
     assert strategy.tap.module == "mixed"

@@ -16,7 +16,7 @@ from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 from labeleff.strategies import voco as module
 from labeleff.strategies.voco import Projector, Voco
-from labeleff.testing import toy_geometry
+from labeleff.testing import ShortRun, Subject, check_resume, toy_geometry
 
 from ..conftest import tiny
 
@@ -247,6 +247,19 @@ def test_crops_hold_what_their_boxes_say(task, size):
             np.testing.assert_allclose(overlap[b, m], shares, atol=1e-6)
 
 
+def test_crops_are_those_of_the_window_in_whatever_process():
+    _, strategy = built(row_dropout=0.5, crops=3)
+    images, keys = windows(4)["images"], torch.arange(4)
+    whole = strategy._cut(images, Progress(3, 10).generators("crops", keys))
+    for start in (0, 2):
+        half = images._replace(image=images.image[start : start + 2], valid=images.valid[start : start + 2])
+        part = strategy._cut(half, Progress(3, 10, micro=start).generators("crops", keys[start : start + 2]))
+        assert all(torch.equal(a, b[start : start + 2]) for a, b in zip(part, whole, strict=True))
+    assert len(whole[1].unique(dim=0)) == 4
+    rows = strategy._dropped(torch.ones(48, 2), Progress(3, 10).generators("rows", keys))
+    assert torch.equal(rows[24:], strategy._dropped(torch.ones(24, 2), Progress(3, 10).generators("rows", keys[2:])))
+
+
 def test_cells_of_padding_and_constant_ones_do_not_count():
     image, valid = torch.randn(1, 1, 9, 9), torch.ones(1, 1, 9, 9, dtype=torch.bool)
     valid[..., :3, :3] = False
@@ -334,6 +347,63 @@ def test_labels_are_learnt_beside_where_asked_for():
     assert all(p.requires_grad for p in network.parameters())
 
 
+def test_pseudo_labels_of_a_frozen_copy_train_the_decoder_alone():
+    """The second half of the omni-supervised form, by hand: what the copy says of the random crops, padding left out."""
+    network, strategy = built(supervised=1.0, pseudo=0.7, pseudo_after=0.5, crops=3, offset_probability=1.0)
+    valid = torch.ones(2, 1, 12, 18, dtype=torch.bool)
+    valid[0, ..., :9] = False
+    given = windows()["images"]._replace(valid=valid)
+    labelled = share(torch.randn(2, 1, 12, 18), label=torch.randint(3, (2, 12, 18)))
+
+    def step(number, **more):
+        return strategy.step(network, {"images": given, "labelled": labelled}, Progress(number, 10, **more))
+
+    assert "pseudo" not in step(4).losses
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.1)  # what was learnt until now is what is frozen
+    frozen = {name: p.clone() for name, p in network.named_parameters()}
+    step(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05)
+    found = step(6).losses["pseudo"]
+    assert all(torch.equal(frozen[name], p) for name, p in strategy.labeller.named_parameters())
+    assert not any(module.training for module in strategy.labeller.modules())
+
+    pieces = strategy._cut(given, Progress(6, 10).generators("crops", given.geometry.sample))[0]
+    crops, inside = pieces[:, :3, :1].flatten(0, 1), pieces[:, :3, 1].flatten(0, 1) == 1
+    assert not inside.all()
+    with torch.no_grad():
+        target = strategy.labeller(crops).argmax(1)
+        target[~inside] = IGNORE
+        expected = 0.7 * segmentation_loss(network(crops), target)
+    torch.testing.assert_close(found.detach(), expected)
+    found.backward()
+    decoder = [*network.mixed.parameters(), *network.head.parameters()]
+    assert all(bool((p.grad != 0).any()) for p in decoder)
+    assert all(p.grad is None for part in (network.fine, network.deep) for p in part.parameters())
+    optimised = {id(p) for group in strategy.parameter_groups(network) for p in group["params"]}
+    assert not optimised & {id(p) for p in strategy.labeller.parameters()}
+    assert strategy.reads_labels
+    assert not Voco().reads_labels
+
+
+def test_pseudo_labels_of_a_run_that_resumes():
+    """The frozen copy is part of the state: a run that stops after the switch goes on as if it had not."""
+    subject = Subject(
+        Voco,
+        {"supervised": 1.0, "pseudo": 1.0, "pseudo_after": 0.1, "width": 5},
+        TASK,
+        Small,
+        batch=2,
+        size=(16, 24),
+    )
+    check_resume(subject)
+    run_ = ShortRun(subject).run(0, 3)
+    assert not torch.equal(run_.strategy.labeller.head.weight, run_.backbone.head.weight)
+
+
 def test_one_window_is_set_against_itself_only_where_asked_for():
     for option in (False, True):
         network, strategy = built(form="v2", self_contrast=option)
@@ -360,6 +430,8 @@ def test_levels_and_layers():
         ({"crops": 0}, "at least 1"),
         ({"window": (0, 4)}, "at least 1"),
         ({"row_dropout": 1.0}, "row_dropout"),
+        ({"supervised": 1.0, "pseudo": 1.0, "pseudo_after": 1.0}, "pseudo_after"),
+        ({"pseudo": 1.0}, "set supervised, too"),
         ({"momentum": 1.5}, "momentum"),
     ],
 )
