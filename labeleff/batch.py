@@ -144,6 +144,7 @@ class Stream:
         size: Of windows, voxels, one per axis of the network; None: the patch of the run.
         partitions: Of kind ``partitions``: parts of a volume. A batch is a multiple of them.
         volumes: Of kind ``partitions``: the fewest volumes that a process must see at a time.
+        least: Of the others: the fewest samples that a process must see at a time.
     """
 
     role: Literal["labelled", "unlabelled", "all"]
@@ -153,6 +154,7 @@ class Stream:
     size: tuple[int, ...] | None = None
     partitions: int = 1
     volumes: int = 1
+    least: int = 1
 
 
 @dataclass(frozen=True)

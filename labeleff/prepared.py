@@ -26,7 +26,7 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.data.audit import Audit, audit_labels, check_audit
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import Case, Manifest, Role, without
-from labeleff.data.module import StepData, make_loader
+from labeleff.data.module import StepData, check_shares, make_loader
 from labeleff.data.noise.base import NoiseModel
 from labeleff.data.noise.measure import Achieved
 from labeleff.data.priors.base import Known, Prior, as_plain, checked
@@ -209,7 +209,8 @@ class Prepared:
             return self._in_partitions(stage, stream, cases, batch)
         patch = self._whole(cases) if stream.kind == "slice" and self.task.ndim == 2 else stream.size
         if role != "labelled":
-            return StreamPlan(cases, batch, known=bound.known if bound is not None else 0.0, patch=patch)
+            known = bound.known if bound is not None else 0.0
+            return StreamPlan(cases, batch, known=known, patch=patch, least=stream.least)
         count, axis = self.recipe.data.slices, self.slice_axis
         some = None
         if count is not None and axis is not None:
@@ -221,6 +222,7 @@ class Prepared:
             slices=some,
             patch=patch,
             known=bound.known if bound is not None else 0.0,
+            least=stream.least,
         )
 
     def _in_partitions(self, stage: Stage, stream: Stream, cases: tuple[str, ...], batch: int) -> StreamPlan:
@@ -480,8 +482,15 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     )
     if spec.prior is not None:
         prepared = _with_priors(prepared, spec.prior, folder / "priors.json", write=write)
-    for stage in (*recipe.stages, *recipe.baseline):
-        prepared.held_out(stage)  # too many parts are found before anything is trained
+    for where, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
+        for index, stage in enumerate(stages):  # what a later stage cannot do is found before anything is trained
+            prepared.held_out(stage)
+            if stage.steps:
+                plans = prepared.plans(stage, index, registry.made("strategy", stage.strategy))
+                processes = recipe.trainer.devices * recipe.trainer.nodes
+                check_shares(
+                    plans, accumulate=recipe.trainer.accumulate, world=processes, where=f"{where}.{index}"
+                )
     return prepared
 
 

@@ -232,6 +232,7 @@ class Evaluation:
         probe: Steps between looks at what the network's features know: a linear head learns the labels of the budget from
             them, and is measured on labelled patients it has not seen; 0: never. Changes nothing about a result.
         probe_level: Features of all levels of the ``encoder``, of the ``decoder`` as well, or of the ``bottleneck``.
+        probe_layers: Names of modules whose outputs are the features, in place of ``probe_level``; empty: they are found.
     """
 
     folds: int = 0
@@ -248,6 +249,7 @@ class Evaluation:
     diagnose_cases: int = 8
     probe: int = 0
     probe_level: Literal["encoder", "decoder", "bottleneck"] = "encoder"
+    probe_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

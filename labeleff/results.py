@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from labeleff.data.raters import reference
 from labeleff.data.rounds import Rounds
 from labeleff.errors import RunError
 from labeleff.evaluation.evaluate import evaluate
+from labeleff.evaluation.probe import course_of
 from labeleff.evaluation.tables import ROUND, rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
 from labeleff.predictor import FILE, processing_of
@@ -187,6 +188,7 @@ class Results:
             "steps": [stage.steps for stage in self.recipe.stages],
             "extensions": self._extensions(),
             "validation": history,
+            "probe": self._courses(),
             "rounds": rounds_summary(Rounds(self.directory.folder), axis),
             "results": summarise(rows),
             "training_seconds": round(seconds, 1),
@@ -227,6 +229,12 @@ class Results:
         write_json(self.directory.folder / "development.json", found)
         show(self.recipe.name, found)
         return found
+
+    def _courses(self) -> list[dict[str, Any]]:
+        """Return how features got better in the stages that a probe looked into: where they have flattened, more steps are idle."""
+        looked = range(len(self.recipe.stages)) if self.recipe.evaluation.probe else ()
+        found = ((index, course_of(self.log.noted(index, "probe"))) for index in looked)
+        return [{"stage": index, **asdict(course)} for index, course in found if course is not None]
 
     def _predictors(self, backbone: nn.Module, strategy: Strategy) -> dict[str, nn.Module]:
         networks = strategy.predictors(backbone)

@@ -26,11 +26,11 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.data.rounds import Asked, Rounds
 from labeleff.diagnostics import NoiseDiagnostics
 from labeleff.edits import Edit, Reviewed
-from labeleff.errors import RecipeError, RunError, Waiting
+from labeleff.errors import RecipeError, RunError, ShapeError, Waiting
 from labeleff.evaluation.averaging import Averaged
 from labeleff.evaluation.evaluate import Viewer
 from labeleff.evaluation.inference import segment
-from labeleff.evaluation.probe import Labelled, Probe, flatness
+from labeleff.evaluation.probe import Labelled, Probe, course_of, flatness
 from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.learner import Learner, StepMeans
@@ -545,8 +545,12 @@ class Run:
         if not self.data.split.labelled:
             self.log.say("evaluation.probe: no case is labelled, so that there is nothing to look with")
             return None
-        data, level = self.recipe.data, self.recipe.evaluation.probe_level
-        return Probe(self.backbone, self.data.task, data.patch, self.data.slice_axis, level=level)
+        data, looks = self.recipe.data, self.recipe.evaluation
+        where = {"level": looks.probe_level, "layers": looks.probe_layers}
+        try:
+            return Probe(self.backbone, self.data.task, data.patch, self.data.slice_axis, **where)
+        except ShapeError as error:
+            raise RecipeError(f"evaluation.probe: {error} (evaluation.probe_layers)") from error
 
     def _look_inside(self, index: int, step: int) -> None:
         """Note and draw what the features of the backbone know of the labels of the budget."""
@@ -557,6 +561,8 @@ class Run:
             self.log.probe(index, step, values)
             if warning := flatness(values):
                 self.log.say(f"stage {index}, step {step}: {warning}")
+            if step == self.recipe.stages[index].steps and (course := course_of(self.log.noted(index, "probe"))):
+                self.log.say(f"stage {index}: {course.said}")
             if self.recipe.evaluation.pictures:
                 picture = self.probe.picture(self.backbone, self._probed(labelled[0]))
                 self.log.image(index, step, "probe/features", picture)

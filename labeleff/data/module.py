@@ -20,6 +20,39 @@ from labeleff.errors import RecipeError
 from labeleff.functional.raters import soft_labels
 
 
+def check_shares(plans: Mapping[str, StreamPlan], *, accumulate: int, world: int, where: str) -> None:
+    """Raise where the batch of a stream cannot be shared out over processes and micro-batches.
+
+    Args:
+        plans: Streams by name.
+        accumulate: Micro-batches per optimiser step.
+        world: Number of processes.
+        where: The stage, for messages.
+
+    Raises:
+        RecipeError: It cannot.
+    """
+    shares = accumulate * world
+    for name, plan in plans.items():
+        if plan.batch % shares:
+            raise RecipeError(
+                f"{where}: the batch of {plan.batch} in stream {name!r} cannot be shared out evenly over "
+                f"{world} processes × {accumulate} micro-batches; make it a multiple of {shares}"
+            )
+        own = plan.batch // shares
+        if plan.partitions and (own % plan.partitions or own < plan.partitions * plan.volumes):
+            raise RecipeError(
+                f"{where}: a process sees {own} samples of stream {name!r} at a time, but needs {plan.partitions} "
+                f"of each of at least {plan.volumes} volumes; make the batch a multiple of "
+                f"{shares * plan.partitions}, at least {shares * plan.partitions * plan.volumes}"
+            )
+        if own < plan.least:
+            raise RecipeError(
+                f"{where}: a process sees {own} sample{'s' * (own > 1)} of stream {name!r} at a time, but needs {plan.least} that "
+                f"are told from one another; make the batch at least {shares * plan.least}"
+            )
+
+
 class StepData(Dataset[dict[str, Batch]]):
     """The micro-batches of the optimiser steps ``first_step`` … ``last_step`` - 1 of a stage, for one process.
 
@@ -69,19 +102,7 @@ class StepData(Dataset[dict[str, Batch]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        for name, plan in plans.items():
-            if plan.batch % (accumulate * world):
-                raise RecipeError(
-                    f"stages.{stage}: the batch of {plan.batch} in stream {name!r} cannot be shared out evenly over "
-                    f"{world} processes × {accumulate} micro-batches; make it a multiple of {accumulate * world}"
-                )
-            share = plan.batch // (accumulate * world)
-            if plan.partitions and (share % plan.partitions or share < plan.partitions * plan.volumes):
-                raise RecipeError(
-                    f"stages.{stage}: a process sees {share} samples of stream {name!r} at a time, but needs {plan.partitions} "
-                    f"of each of at least {plan.volumes} volumes; make the batch a multiple of "
-                    f"{accumulate * world * plan.partitions}, at least {accumulate * world * plan.partitions * plan.volumes}"
-                )
+        check_shares(plans, accumulate=accumulate, world=world, where=f"stages.{stage}")
         self.store, self.annotations, self.plans = store, annotations, dict(plans)
         self.first_step, self.last_step, self.accumulate = first_step, last_step, accumulate
         self.revision, self.patch, self.slice_axis, self.augment = revision, tuple(patch), slice_axis, augment

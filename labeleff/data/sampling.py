@@ -30,6 +30,7 @@ class StreamPlan:
             drawn one by one.
         along: The axis of these parts.
         volumes: The fewest volumes that a process must see at a time.
+        least: The fewest samples that a process must see at a time.
     """
 
     cases: tuple[str, ...]
@@ -41,6 +42,7 @@ class StreamPlan:
     partitions: int = 0
     along: int = 0
     volumes: int = 1
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class Sampler:
         told: Sequence[str] = (),
     ) -> None:
         self.plan, self.shapes, self.slice_axis = plan, shapes, slice_axis
-        self.told = [case for case in told if case in plan.cases]
+        # looked up by name only where a stream draws from what is known: of many cases a table is much to keep
+        self._numbers = {case: number for number, case in enumerate(plan.cases)} if plan.known else {}
+        self.told = [case for case in told if case in self._numbers]
         self.size = patch if slice_axis is None else (*patch[:slice_axis], 1, *patch[slice_axis:])
         counts = [1 if slice_axis is None else shape[slice_axis] for shape in shapes]
         if plan.slices is not None:
@@ -147,7 +151,7 @@ class Sampler:
             return self._centred(case, shape, origin, foreground(case), generator)
         if self.told and self.plan.known and generator.random() < self.plan.known:
             case = self.told[int(generator.integers(len(self.told)))]
-            shape = self.shapes[self.plan.cases.index(case)]
+            shape = self.shapes[self._numbers[case]]
             return self._centred(case, shape, origin, labelled(case), generator)
         return Spot(case, tuple(origin), self.size)
 

@@ -29,6 +29,8 @@ WINDOWS, PLACES, PARTS = 4, 1000, 5
 FLAT_RANK, FLAT_COSINE = 1.5, 0.99
 """Features of a smaller effective rank, or a larger mean cosine, tell hardly anything apart."""
 PCA_COLOURS = 3
+GAIN, LOOKS = 0.01, 2
+"""Dice by which a look must be better than one before it, and looks without one that is, for features to have flattened."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Probe:
         slice_axis: Axis along which volumes are cut for a 2-D network, or None.
         level: Features of all levels of the ``encoder``, each resized to one grid, those of all levels of the ``decoder`` as
             well, or those of the ``bottleneck`` alone.
+        layers: Modules whose outputs are the features, in place of ``level``; empty: found by a dry run.
 
     Raises:
         ShapeError: The network has no such features.
@@ -71,16 +74,22 @@ class Probe:
         slice_axis: int | None = None,
         *,
         level: Level = "encoder",
+        layers: Sequence[str] = (),
     ) -> None:
         self.task, self.patch, self.slice_axis = task, tuple(patch), slice_axis
-        found = find_taps(network, task, patch=patch)
-        taps = {
-            "encoder": found.encoder,
-            "decoder": (*found.encoder, *found.decoder),
-            "bottleneck": (found.bottleneck,),
-        }
-        self.taps: tuple[Tap, ...] = taps[level]
+        self.taps = self._found(network, level, layers)
         self.grid = tuple(max(1, n // GRID) for n in self.patch)
+
+    def _found(self, network: nn.Module, level: Level, layers: Sequence[str]) -> tuple[Tap, ...]:
+        """Return where features are looked for."""
+        if layers:
+            *others, last = layers
+            named = find_taps(network, self.task, patch=self.patch, bottleneck=last, encoder=others, decoder=())
+            return named.encoder
+        found = find_taps(network, self.task, patch=self.patch)
+        if level == "bottleneck":
+            return (found.bottleneck,)
+        return (*found.encoder, *found.decoder) if level == "decoder" else found.encoder
 
     def measure(self, network: nn.Module, cases: Iterable[Labelled]) -> dict[str, float | None]:
         """Return ``dice`` (mean over foreground classes), ``dice/1`` …, and the numbers of :func:`spread_of`.
@@ -237,6 +246,51 @@ def flatness(values: Mapping[str, float | None]) -> str:
         f"features tell hardly anything apart: effective rank {rank:.2f} (below {FLAT_RANK}) or mean cosine {cosine:.3f} "
         f"(above {FLAT_COSINE}); they have collapsed, or have not begun to learn"
     )
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the Dice of the probe went over the looks of a stage.
+
+    Args:
+        first: At the first look.
+        best: The highest.
+        best_step: The first step that had it.
+        last: At the last look.
+        flat_since: Step of the first look that no later one was better than by 0.01, where two or more came later; None: the
+            features were still getting better, or there were too few looks to tell.
+    """
+
+    first: float
+    best: float
+    best_step: int
+    last: float
+    flat_since: int | None
+
+    @property
+    def said(self) -> str:
+        """All of it in one line."""
+        flat = f"no better since step {self.flat_since}" if self.flat_since is not None else "not flat yet"
+        values = f"{self.first:.3f} at first, {self.best:.3f} at best (step {self.best_step}), {self.last:.3f} at last"
+        return f"Dice of a linear head on the features: {values}; {flat}"
+
+
+def course_of(looks: Sequence[tuple[int, Mapping[str, float | None]]]) -> Course | None:
+    """Return how the Dice went; None where no look had one.
+
+    Args:
+        looks: Steps, and values of :meth:`Probe.measure`.
+    """
+    scores = [(step, dice) for step, values in looks if (dice := values.get("dice")) is not None]
+    if not scores:
+        return None
+    best_step, best = max(scores, key=lambda look: (look[1], -look[0]))
+    flat = (
+        step
+        for number, (step, dice) in enumerate(scores)
+        if len(scores) - number > LOOKS and all(later <= dice + GAIN for _, later in scores[number + 1 :])
+    )
+    return Course(scores[0][1], best, best_step, scores[-1][1], next(flat, None))
 
 
 def principal_colours(features: NDArray[np.float32]) -> NDArray[np.float32]:

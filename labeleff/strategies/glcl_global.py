@@ -116,7 +116,7 @@ class GlclGlobal(Strategy):
     def streams(self) -> dict[str, Stream]:
         """Return images of all training cases: of partitions of volumes, or (``gr``) any."""
         if self.scheme == "gr":
-            return {"images": Stream("all", kind="slice")}
+            return {"images": Stream("all", kind="slice", least=2)}
         volumes = 2 if self.scheme == "gd" else 1
         return {"images": Stream("all", kind="partitions", partitions=self.partitions, volumes=volumes)}
 

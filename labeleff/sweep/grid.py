@@ -83,6 +83,7 @@ def plain_ways(recipe: Recipe) -> Recipe:
         diagnose_cases=looks.diagnose_cases,
         probe=looks.probe,
         probe_level=looks.probe_level,
+        probe_layers=looks.probe_layers,
     )
     return replace(recipe, name="", trainer=trainer, evaluation=evaluation)
 

@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from labeleff.batch import Task
 from labeleff.errors import ShapeError
-from labeleff.evaluation.probe import Labelled, Probe, flatness, held_out_dice, principal_colours, spread_of
+from labeleff.evaluation.probe import (
+    Course,
+    Labelled,
+    Probe,
+    course_of,
+    flatness,
+    held_out_dice,
+    principal_colours,
+    spread_of,
+)
 from labeleff.recipe_io import load_recipe
 from labeleff.registry import get
 from labeleff.runner import run
@@ -113,21 +123,55 @@ def test_colours():
     assert np.allclose(principal_colours(np.ones((2, 3, 3), np.float32)), 0.5)
 
 
-def test_a_run_that_is_looked_at_is_the_run_that_is_not(tmp_path, cache):
+def looks_of(*scores):
+    return [(10 * number, {"dice": dice}) for number, dice in enumerate(scores, start=1)]
+
+
+def test_features_that_have_flattened_are_said_to_have():
+    course = course_of(looks_of(0.2, 0.4, 0.5, 0.509, 0.49, 0.505))
+    assert course == Course(0.2, 0.509, 40, 0.505, 30)
+    assert "0.200 at first, 0.509 at best (step 40), 0.505 at last; no better since step 30" in course.said
+    assert course_of(looks_of(0.2, 0.4, 0.5, 0.52)).flat_since is None  # the last is better than all before it
+    assert course_of(looks_of(0.2, 0.5, 0.5)).flat_since is None  # one look after it is too few
+    assert course_of(looks_of(0.5, 0.3, 0.2)).flat_since == 10  # what was known is being lost
+    assert course_of(looks_of(None, None)) is None
+    assert course_of(looks_of(None, 0.3)) == Course(0.3, 0.3, 20, 0.3, None)
+
+
+def test_a_run_that_is_looked_at_is_the_run_that_is_not(tmp_path, cache, capsys):
     values = tiny()
     values["data"] |= {"labelled": 3}
     looked = values | {"evaluation": {"probe": 4}}
     run(load_recipe(values), tmp_path / "one", cache=cache)
     run(load_recipe(looked), tmp_path / "two", cache=cache)
+    said = " ".join(capsys.readouterr().out.split())
     one, two = (load_file(tmp_path / name / "predictor.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    board = EventAccumulator(str(tmp_path / "two" / "tensorboard"), size_guidance={"images": 0}).Reload()
+    shown = board.Images("probe/features")  # the principal components, beside the slice
+    assert [picture.step for picture in shown] == [4, 6, 10, 12]
+    assert all((picture.width, picture.height) == (64, 32) for picture in shown)
+    assert [point.step for point in board.Scalars("probe/effective_rank")] == [4, 6, 10, 12]
+    courses = json.loads((tmp_path / "two" / "summary.json").read_text())["probe"]
+    assert [course["stage"] for course in courses] == [0, 1]
     noted = [(line["stage"], line["step"], line["probe"]) for line in lines if "probe" in line]
     assert [(stage, step) for stage, step, _ in noted] == [(0, 4), (0, 6), (1, 4), (1, 6)]
     assert all(0 <= values["dice"] <= 1 and values["effective_rank"] > 1 for _, _, values in noted)
     assert (tmp_path / "two" / "pictures" / "probe_stage_1.png").exists()
+    for course in courses:
+        dice = [values["dice"] for stage, _, values in noted if stage == course["stage"]]
+        assert [course["first"], course["last"], course["best"]] == [*dice, max(dice)]
+        assert f"stage {course['stage']}: Dice of a linear head on the features: {dice[0]:.3f} at first" in said
 
 
 def test_a_network_without_a_bottleneck_is_refused():
     with pytest.raises(ShapeError, match="no bottleneck"):
         Probe(nn.Conv2d(1, 2, 3, padding=1), Task(("background", "one"), 2), (16, 16))
+
+
+def test_layers_can_be_named():
+    network, task = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 1)), Task(("background", "one"), 2)
+    assert [tap.module for tap in Probe(network, task, (16, 16), layers=("0",)).taps] == ["0"]
+    with pytest.raises(ShapeError, match="no module 'nothing'"):
+        Probe(network, task, (16, 16), layers=("0", "nothing"))
