@@ -14,12 +14,15 @@ import statistics
 import time
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import provenance, write
 
+from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.data.sampling import Key, Sampler, Spot, StreamPlan, _permutation
+from labeleff.data.split import make_split
 from labeleff.data.store import CHUNK
 
 VOLUMES, PROCESSES, PER_PROCESS = 160_167, 64, 4
@@ -41,6 +44,29 @@ def touched(spot: Spot, shape: tuple[int, ...]) -> tuple[int, int]:
         inside *= last - first
         unpacked *= min(length, math.ceil(last / CHUNK) * CHUNK) - first // CHUNK * CHUNK
     return inside, unpacked
+
+
+def index_of(count: int) -> dict[str, float]:
+    """Return seconds until the first step is drawn of so many cases, those of a step after it, and megabytes that are held."""
+    tracemalloc.start()
+    began = time.process_time()
+    cases = tuple(Case(f"c{i:06d}", f"p{i:06d}", (Source(Path(f"images/c{i:06d}.nii.gz")),)) for i in range(count))
+    manifest = Manifest("generated", cases, ("background", "organ"), 3)
+    split = make_split(manifest, labelled="none", evaluate_on="none")
+    shapes = [(300, 300, 200)] * count
+    sampler = Sampler(StreamPlan(split.unlabelled, PER_PROCESS), shapes, WINDOW, None)
+    spots(sampler, 0, 0, 1)
+    start = time.process_time() - began
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    began = time.process_time()
+    for step in range(1, 21):
+        spots(sampler, step, 0, 1)
+    return {
+        "start_seconds": start,
+        "megabytes": held / 2**20,
+        "draw_milliseconds": 1000 * (time.process_time() - began) / (20 * PER_PROCESS),
+    }
 
 
 def main() -> None:
@@ -80,6 +106,8 @@ def main() -> None:
         if step < 200:
             parts = [touched(spot, shapes[index[spot.case]]) for spot in own]
             inside, unpacked = inside + sum(a for a, _ in parts), unpacked + sum(b for _, b in parts)
+    resumed = Sampler(StreamPlan(cases, batch), shapes, WINDOW, None)
+    middle = steps_per_epoch // 2
     shared = [spot for rank in range(world) for spot in spots(sampler, 17, rank, world)]
     result: dict[str, Any] = {
         **provenance(),
@@ -94,8 +122,10 @@ def main() -> None:
         "samples_in_an_epoch": steps_per_epoch * batch,
         "volumes_seen_once": sum(count == 1 for count in seen.values()),
         "volumes_seen_again": sum(count > 1 for count in seen.values()),
+        "made_anew_in_the_middle_goes_on": spots(resumed, middle, 5, world) == spots(sampler, middle, 5, world),
         "processes_together_are_one": shared == spots(sampler, 17, 0, 1),
         "share_of_unpacked_voxels_used": inside / unpacked,
+        "index": {str(count): index_of(count) for count in (100, 100_000)},
     }
     for key, value in result.items():
         if key not in ("environment", "commit", "generator_sha256"):

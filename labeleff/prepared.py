@@ -482,16 +482,20 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     )
     if spec.prior is not None:
         prepared = _with_priors(prepared, spec.prior, folder / "priors.json", write=write)
+    _check_stages(prepared)
+    return prepared
+
+
+def _check_stages(prepared: Prepared) -> None:
+    """Raise where a stage cannot draw what it needs: of a later stage, too, that is found before anything is trained."""
+    recipe = prepared.recipe
     for where, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
-        for index, stage in enumerate(stages):  # what a later stage cannot do is found before anything is trained
+        for index, stage in enumerate(stages):
             prepared.held_out(stage)
             if stage.steps:
                 plans = prepared.plans(stage, index, registry.made("strategy", stage.strategy))
-                processes = recipe.trainer.devices * recipe.trainer.nodes
-                check_shares(
-                    plans, accumulate=recipe.trainer.accumulate, world=processes, where=f"{where}.{index}"
-                )
-    return prepared
+                world = recipe.trainer.devices * recipe.trainer.nodes
+                check_shares(plans, accumulate=recipe.trainer.accumulate, world=world, where=f"{where}.{index}")
 
 
 def _without(manifest: Manifest, names: Sequence[str]) -> tuple[Manifest, dict[Role, tuple[str, ...]]]:

@@ -546,9 +546,9 @@ class Run:
             self.log.say("evaluation.probe: no case is labelled, so that there is nothing to look with")
             return None
         data, looks = self.recipe.data, self.recipe.evaluation
-        where = {"level": looks.probe_level, "layers": looks.probe_layers}
+        level, layers = looks.probe_level, looks.probe_layers
         try:
-            return Probe(self.backbone, self.data.task, data.patch, self.data.slice_axis, **where)
+            return Probe(self.backbone, self.data.task, data.patch, self.data.slice_axis, level=level, layers=layers)
         except ShapeError as error:
             raise RecipeError(f"evaluation.probe: {error} (evaluation.probe_layers)") from error
 

@@ -88,9 +88,11 @@ def make_split(
     strangers = _foreign(manifest, foreign)
     sources, targets = _of_domains(manifest, "source", source), _of_domains(manifest, "target", target)
     pool = _of_domains(manifest, "unlabelled_from", unlabelled_from) if unlabelled_from else targets
-    reachable = [p for p in targets.patients("train") if p not in set(strangers)]
+    apart = set(strangers)
+    reachable = [p for p in targets.patients("train") if p not in apart]
     tested = _fold(targets, reachable, folds, fold) if folds else []
-    reachable = [p for p in reachable if p not in set(tested)]
+    apart = set(tested)
+    reachable = [p for p in reachable if p not in apart]
     held_out = _development(targets, reachable, development) if evaluate_on == "development" else []
     gone = {*strangers, *tested, *held_out}
     training = [p for p in sources.patients("train") if p not in gone]
@@ -110,7 +112,8 @@ def make_split(
     if source != (unlabelled_from or target):
         left = _order(pool, [p for p in pool.patients("train") if p not in gone], "all", draw)
     # a patient may be labelled in one domain and without a label in the other
-    others = [p for p in left if p in without and p not in validating]
+    held = set(validating)
+    others = [p for p in left if p in without and p not in held]
     wanted = _unlabelled(others, unlabelled, count)
     if contamination:
         wanted = _contaminated(wanted, strangers, contamination, draw)
@@ -218,7 +221,8 @@ def _development(manifest: Manifest, pool: list[str], count: int) -> list[str]:
 
 def _order(manifest: Manifest, training: list[str], labelled: float | str, draw: int) -> list[str]:
     """Return labelled-able patients in the order of labelling, then those that no label is known of."""
-    cases = [case for case in manifest.of_role("train") if case.patient in set(training)]
+    wanted = set(training)
+    cases = [case for case in manifest.of_role("train") if case.patient in wanted]
     without = {case.patient for case in cases if not case.has_label}
     able = [p for p in training if p not in without]
     if isinstance(labelled, str) and labelled.startswith("first:"):
@@ -226,12 +230,15 @@ def _order(manifest: Manifest, training: list[str], labelled: float | str, draw:
             raise SplitError(
                 f"data.labelled is {labelled}, but {manifest.name} has no official order; give a number of patients"
             )
-        listed = [p for p in manifest.official if p in set(able)]
-        able = listed + [p for p in able if p not in set(listed)]
+        known = set(able)
+        listed = [p for p in manifest.official if p in known]
+        first = set(listed)
+        able = listed + [p for p in able if p not in first]
     else:
+        domain_of = {case.patient: case.domain for case in reversed(cases)}  # that of a patient's first case
         domains: dict[str, list[str]] = {}
         for patient in able:
-            domains.setdefault(next(case.domain for case in cases if case.patient == patient), []).append(patient)
+            domains.setdefault(domain_of[patient], []).append(patient)
         queues = [_shuffled(domains[d], draw, d) for d in _shuffled(domains, draw, "domains")]
         # one of each domain in turn, so that every prefix is balanced
         able = [q[i] for i in range(max(map(len, queues), default=0)) for q in queues if i < len(q)]

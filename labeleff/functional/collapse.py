@@ -1,4 +1,4 @@
-"""What goes wrong unseen: predictions that empty or flood the image, losses that stay where nothing is told apart. When to speak."""
+"""What goes wrong unseen: predictions that empty or flood the image, losses that stay where nothing is told apart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def follow_(mean: Tensor, new: Tensor, step: int) -> None:
     mean.lerp_(new.to(mean), max(SMOOTHING, 1 / (step + 1)))
 
 
-def watch_(means: Tensor, loss: Tensor, nothing: Tensor, progress: Progress, *, said: bool, what: str, advice: str) -> bool:
+def watch_(
+    means: Tensor, loss: Tensor, nothing: Tensor, progress: Progress, *, said: bool, what: str, advice: str
+) -> bool:
     """Follow a loss and what can be had for nothing, warn where they are still near by now, and return whether that was said.
 
     Args:

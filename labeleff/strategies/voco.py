@@ -272,8 +272,9 @@ class Voco(Strategy):
             losses["supervised"] = self.supervised * segmentation_loss(scores, batch["labelled"].label)
             logits = {"labelled": scores.detach()}
         if self.pseudo and progress.fraction >= self.pseudo_after:
-            shown, known = (part.unflatten(0, (volumes, -1))[:, : self.crops].flatten(0, 1) for part in (rows, inside))
-            losses["pseudo"] = self.pseudo * self._guessed(backbone, shown, known[:, 0] > 0.5, progress)
+            drawn = torch.arange(len(rows), device=rows.device).view(volumes, -1)[:, : self.crops].flatten()
+            guessed = self._guessed(backbone, rows[drawn], inside[drawn, 0] > 0.5, progress)
+            losses["pseudo"] = self.pseudo * guessed
         idle = constant_losses(overlap, SAME, form=self.form, counted=counted)
         self._watch(losses["position"].detach(), idle.min(), progress)
         notes = {"flat": idle[0], "constant": idle.min(), "padded": 1 - images.valid.float().mean()}
@@ -313,9 +314,7 @@ class Voco(Strategy):
 
     # -- crops ------------------------------------------------------------------------------------------------------------
 
-    def _cut(
-        self, images: Batch, generators: Sequence[torch.Generator]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _cut(self, images: Batch, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return crops, then cells, of every window [B, n + K, C, *cell], overlaps [B, n, K], and the cells that count [B, K].
 
         With pseudo-labels one channel more says what lies inside the image.

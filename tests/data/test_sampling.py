@@ -66,6 +66,33 @@ def test_a_spot_depends_on_nothing_but_its_key():
     assert forward == backward[::-1]
 
 
+def test_a_thousand_times_as_many_cases_cost_an_order_and_nothing_else():
+    """Whatever their number, a sampler holds counts and the order of an epoch; where it stands is no state."""
+    import tracemalloc
+
+    found = {}
+    for count in (100, 100_000):
+        cases, shapes = tuple(map(str, range(count))), [(64, 64, 64)] * count
+        plan = StreamPlan(cases, batch=64, partitions=0)
+        tracemalloc.start()
+        sampler = Sampler(plan, shapes, (32, 32, 32), None)
+        for step in (0, 1, 1000):
+            sampler.spot(key(step, 3, f"of {count}"), lambda case: ())
+        found[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        again = Sampler(plan, shapes, (32, 32, 32), None)  # what a run that resumes has
+        assert again.spot(key(1000, 3), lambda case: ()) == sampler.spot(key(1000, 3), lambda case: ())
+    assert found[100_000] - found[100] < 60 * 100_000  # bytes: an order of an epoch, twice where one ends, and counts
+
+
+def test_known_cases_are_drawn_by_name():
+    plan = StreamPlan(("a", "b", "c"), batch=2, known=1.0)
+    sampler = Sampler(plan, [(8, 8), (20, 8), (30, 8)], (4, 4), None, told=("c", "x"))
+    assert sampler.told == ["c"]
+    spots_ = {sampler.spot(key(s, 0), lambda c: (), lambda c: (np.array([[29, 4]]),)) for s in range(5)}
+    assert {(spot.case, spot.origin) for spot in spots_} == {("c", (26, 2))}
+
+
 def test_parts_are_equal_shares_of_all_places():
     for places in range(1, 30):
         for parts in range(1, 8):

@@ -1,5 +1,6 @@
 """Budgets, draws, roles and leaks."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ def manifest(patients=12, test=3, sites=1, unlabelled=(), validation=0, official
             label = None if name in unlabelled else Source(source.path, "label")
             cases.append(Case(f"{name}{frame}", name, (source,), label, f"site{number % sites}", role))
     return Manifest("set", tuple(cases), ("background", "organ"), 2, official=tuple(official))
+
+
+def test_many_patients_are_split_in_a_moment():
+    """What grows with the square of the patients takes minutes here, and hours of a hundred thousand."""
+    many = manifest(patients=20_000, sites=3)
+    began = time.process_time()
+    split = make_split(many, labelled=50, draw=1, development=10, evaluate_on="development")
+    assert time.process_time() - began < 10
+    assert len(split.unlabelled) == 2 * (20_000 - 10 - 50)
 
 
 def patients_of(ids):

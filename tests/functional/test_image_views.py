@@ -44,7 +44,9 @@ def test_a_crop_is_a_window_enlarged(shape):
         assert own.max() > 0.9 * (1 - share)
     assert abs(np.corrcoef(corners[:, 0], corners[:, 1])[0, 1]) < 0.35  # every axis, and every image, by itself
     assert len(corners.unique(dim=0)) == count
-    again = random_crop(places(shape, 2), share, generators=generators(3)[1:])  # by its own generator, whoever is beside it
+    again = random_crop(
+        places(shape, 2), share, generators=generators(3)[1:]
+    )  # by its own generator, whoever is beside it
     torch.testing.assert_close(again, view[1:3])
 
 

@@ -192,9 +192,10 @@ def test_a_still_encoder_draws_nothing_and_moves_no_statistics():
 def test_a_run_that_learns_nothing_is_reported_once(factory):
     run, _ = started(factory)
     loss, flat = torch.tensor(2.3), torch.tensor(2.4)
+    for step in range(219):
+        run.strategy._watch(loss, flat, Progress(step, 400))
     with pytest.warns(UserWarning, match=r"step 220: the contrast is 2\.300, and 2\.400 where nothing .* not learning"):
-        for step in range(220):
-            run.strategy._watch(loss, flat, Progress(step, 400))
+        run.strategy._watch(loss, flat, Progress(219, 400))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(220, 300):
@@ -292,11 +293,21 @@ def test_batches_that_are_no_volumes_of_partitions_are_refused(tmp_path, cache):
             {"strategy": {"name": "glcl_global", "partitions": 9}, "batch": 18},
             "only 0 of 6 cases have 9 places or more",
         ),
+        (
+            {"strategy": {"name": "glcl_global", "scheme": "gr"}, "batch": 1},
+            "a process sees 1 sample of stream 'images' at a time, but needs 2 .* make the batch at least 2",
+        ),
         ({"data": {"dataset": tiny()["data"]["dataset"], "labelled": 2, "dimensions": None}}, "has single images"),
     ]:
         with pytest.raises(RecipeError, match=said) as error:
             loader(**changes)
         assert "\n" not in str(error.value)
+
+
+def test_what_a_later_stage_cannot_draw_is_found_before_the_first(tmp_path, cache):
+    stages = [{"strategy": "glcl_local", "steps": 2, "batch": 3}, STAGES[0] | {"batch": 28}]
+    with pytest.raises(RecipeError, match="4 partitions of 7 volumes, but only 6 of 6"):
+        prepare(load_recipe(tiny(data=VOLUMES, stages=stages)), tmp_path, cache=cache)
 
 
 def test_volumes_that_are_too_short_are_left_out_and_said_to_be(tmp_path, cache):

@@ -488,7 +488,9 @@ def test_a_run_that_learns_nothing_is_reported_once():
 def test_the_best_constant_answer_in_loops():
     network, strategy = built(**AS_THEY_ARE)
     notes = stepped(strategy, network).notes
-    overlap = strategy._cut(windows()["images"], Progress(0, 10).generators("crops", torch.arange(2)))[1].double().numpy()
+    overlap = (
+        strategy._cut(windows()["images"], Progress(0, 10).generators("crops", torch.arange(2)))[1].double().numpy()
+    )
     tried = [np.mean([entries(y, np.full(18, c), "v1") for y in overlap.reshape(2, 18)]) for c in np.arange(6) / 10]
     assert float(notes["flat"]) == pytest.approx(tried[0], rel=1e-5)
     assert float(notes["constant"]) == pytest.approx(min(tried), rel=1e-5)
