@@ -313,7 +313,10 @@ def test_what_a_later_stage_cannot_draw_is_found_before_the_first(tmp_path, cach
 def test_volumes_that_are_too_short_are_left_out_and_said_to_be(tmp_path, cache):
     changes = {"dimensions": 3, "patch": [4, 32, 32]}  # a patch of 4 of 8 voxels lies in five places
     backbone = {"name": "segresnet", "filters": 8, "blocks_down": [1, 1]}
-    stages = [{"strategy": {"name": "glcl_global", "partitions": parts}, "batch": 6, "steps": 1} for parts in (3, 6)]
+    stages = [
+        {"strategy": {"name": "glcl_global", "partitions": parts}, "batch": 6, "steps": steps}
+        for parts, steps in ((3, 1), (6, 0))
+    ]
     prepared = prepare(
         load_recipe(tiny(data=VOLUMES | changes, backbone=backbone, stages=stages)), tmp_path, cache=cache
     )
