@@ -18,6 +18,8 @@ SMALLEST_SHARE, SMALLEST_RATIO = 1e-3, 0.1
 
 PATIENCE, PATIENT_SHARE, STUCK = 200, 0.05, 0.95
 """Steps, and share of the stage, before a loss is judged; and how near to what can be had for nothing it has learnt nothing."""
+TELLS = 0.1
+"""A mean correlation of predictions with the truth above which something is learnt, whatever the loss is."""
 
 
 def predicted_shares(probs: Tensor, valid: Tensor) -> Tensor:
@@ -37,25 +39,36 @@ def follow_(mean: Tensor, new: Tensor, step: int) -> None:
 
 
 def watch_(
-    means: Tensor, loss: Tensor, nothing: Tensor, progress: Progress, *, said: bool, what: str, advice: str
+    means: Tensor,
+    loss: Tensor,
+    nothing: Tensor,
+    progress: Progress,
+    *,
+    said: bool,
+    what: str,
+    advice: str,
+    told: Tensor | None = None,
 ) -> bool:
     """Follow a loss and what can be had for nothing, warn where they are still near by now, and return whether that was said.
 
     Args:
-        means: [2], moved in place, read at looks alone (which waits for the device).
+        means: [2], or [3] with ``told``; moved in place, read at looks alone (which waits for the device).
         loss: Of this step.
         nothing: What it would be if nothing were told apart.
         progress: The step.
         said: Whether it was said before: it is said once.
         what: Both values in words, with ``{now}`` and ``{nothing}`` in their places.
         advice: What may help.
+        told: Correlation of what is predicted with the truth, for losses that a few bad misses decide: where its mean is
+            above ``TELLS`` nothing is said.
     """
-    follow_(means, torch.stack([loss.detach().to(means), nothing.to(means)]), progress.step)
+    new = [loss.detach(), nothing] if told is None else [loss.detach(), nothing, told]
+    follow_(means, torch.stack([value.to(means) for value in new]), progress.step)
     patience = max(PATIENCE, PATIENT_SHARE * progress.total)
     if said or progress.step < patience or progress.step % LOOK_EVERY != LOOK_EVERY - 1:
         return said
-    now, idle = means.tolist()
-    if not now >= STUCK * idle > 0:
+    now, idle, *known = means.tolist()
+    if not now >= STUCK * idle > 0 or any(value > TELLS for value in known):
         return False
     values = what.format(now=f"{now:.3f}", nothing=f"{idle:.3f}")
     warnings.warn(f"step {progress.step + 1}: {values}: it is not learning; {advice}", stacklevel=3)

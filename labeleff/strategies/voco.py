@@ -214,7 +214,7 @@ class Voco(Strategy):
         if self.pseudo:
             self.labeller = fresh_copy(backbone)
         # the loss of positions, and what the same answer for every place would have
-        self.register_buffer("means", torch.zeros(2, device=device))
+        self.register_buffer("means", torch.zeros(3, device=device))
 
     def set_modes(self, backbone: nn.Module) -> None:
         """Train everything but the network that gives pseudo-labels."""
@@ -276,9 +276,10 @@ class Voco(Strategy):
             guessed = self._guessed(backbone, rows[drawn], inside[drawn, 0] > 0.5, progress)
             losses["pseudo"] = self.pseudo * guessed
         idle = constant_losses(overlap, SAME, form=self.form, counted=counted)
-        self._watch(losses["position"].detach(), idle.min(), progress)
+        told = _correlation(cosine.detach().relu(), overlap)
+        self._watch(losses["position"].detach(), idle.min(), told, progress)
         notes = {"flat": idle[0], "constant": idle.min(), "padded": 1 - images.valid.float().mean()}
-        return StepOutput(losses, logits, notes | {"correlation": _correlation(cosine.detach().relu(), overlap)})
+        return StepOutput(losses, logits, notes | {"correlation": told})
 
     @torch.no_grad()
     def _teach(self, backbone: nn.Module, rows: Tensor, embedded: Tensor, progress: Progress) -> Tensor:
@@ -388,14 +389,19 @@ class Voco(Strategy):
 
     # -- guard against learning nothing -----------------------------------------------------------------------------------
 
-    def _watch(self, position: Tensor, constant: Tensor, progress: Progress) -> None:
-        """Follow the loss, and what the best constant answer has; look at times, and say once if they are near."""
+    def _watch(self, position: Tensor, constant: Tensor, told: Tensor, progress: Progress) -> None:
+        """Follow the loss, and what the best constant answer has; look at times, and say once if they are near.
+
+        The loss punishes what is far off hard, and is near that of a constant where places are told well. So it is said only
+        where what is predicted has hardly anything to do with the truth either.
+        """
         self._warned = watch_(
             self.means,
             position,
             constant,
             progress,
             said=self._warned,
+            told=told,
             what="the loss of positions is {now}, and {nothing} for one answer to every place",
             advice="change the rate, take more crops or windows per step, and make sure that images share orientation and "
             "field of view",

@@ -465,24 +465,22 @@ def test_a_network_without_a_bottleneck():
 
 def test_a_run_that_learns_nothing_is_reported_once():
     _, strategy = built()
-    flat, constant = torch.tensor(0.71), torch.tensor(0.4)
+    flat, constant, nothing = torch.tensor(0.71), torch.tensor(0.4), torch.tensor(0.05)
     for step in range(219):
-        strategy._watch(flat, constant, Progress(step, 400))
+        strategy._watch(flat, constant, nothing, Progress(step, 400))
     with pytest.warns(
         UserWarning, match="step 220: the loss of positions is 0.710, and 0.400 for one answer.*not learning"
     ):
-        strategy._watch(flat, constant, Progress(219, 400))
+        strategy._watch(flat, constant, nothing, Progress(219, 400))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(220, 400):
-            strategy._watch(flat, constant, Progress(step, 400))
-        for value, total in (
-            (0.9 * constant, 400),
-            (flat, 20000),
-        ):  # below it, though not by much; and early in a long stage
+            strategy._watch(flat, constant, nothing, Progress(step, 400))
+        # below it, though not by much; early in a long stage; and where places are told, though a few misses cost much
+        for value, told, total in ((0.9 * constant, nothing, 400), (flat, nothing, 20000), (flat, 4 * nothing, 400)):
             _, other = built()
             for step in range(400):
-                other._watch(value, constant, Progress(step, total))
+                other._watch(value, constant, told, Progress(step, total))
 
 
 def test_the_best_constant_answer_in_loops():
