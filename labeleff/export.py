@@ -148,6 +148,9 @@ def _inference(definition: Mapping[str, Any], processing: Processing) -> dict[st
     ]
     if volume and processing.orientation is not None:
         transforms.append({"_target_": "Orientationd", "keys": "image", "axcodes": processing.orientation})
+    if processing.window is not None:
+        ends = dict(zip(("a_min", "a_max", "b_min", "b_max"), processing.window * 2, strict=True))
+        transforms.append({"_target_": "ScaleIntensityRanged", "keys": "image", **ends, "clip": True})
     if processing.spacing is not None:
         transforms.append(
             {"_target_": "Spacingd", "keys": "image", "pixdim": list(processing.spacing), "mode": "bilinear"}

@@ -46,6 +46,7 @@ class Processing:
         overlap: Overlap of windows, share of the patch; they are averaged with Gaussian weights.
         window_batch: Windows per forward pass.
         largest_component: Evaluation kept only the largest component of each class.
+        window: Smallest and largest intensity that are kept, before resampling and normalisation; None: all.
     """
 
     axes: int
@@ -62,6 +63,7 @@ class Processing:
     overlap: float
     window_batch: int
     largest_component: bool
+    window: tuple[float, float] | None = None
 
     @property
     def task(self) -> Task:
@@ -96,6 +98,7 @@ def processing_of(data: Prepared) -> Processing:
         overlap=evaluation.overlap,
         window_batch=evaluation.window_batch,
         largest_component=evaluation.largest_component,
+        window=spec.window,
     )
 
 

@@ -444,6 +444,7 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
             axes=manifest.axes,
             cache=cache or DEFAULT_CACHE,
             normalise=spec.normalise,
+            window=spec.window,
             spacing=spec.spacing,
             processes=None if write else 1,
             say=console().print if write else _say_nothing,
@@ -762,6 +763,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         **({"left_out": {role: list(names) for role, names in prepared.left_out.items()}} if prepared.left_out else {}),
         "notes": [
             *_left_out_notes(prepared),
+            *_window_notes(prepared),
             *split.notes,
             *([prepared.prior_mark] if prepared.prior_mark else []),
             *(start.note for start in prepared.starts if start.note),
@@ -779,6 +781,17 @@ def _left_out_notes(prepared: Prepared) -> Iterator[str]:
         every = len(names) + len(prepared.manifest.of_role(role))
         text = f"data.leave_out: {len(names)} of {every} {role} cases are left out ({', '.join(names)})"
         yield f"{text}: the result is of the others alone" if role == "test" else text
+
+
+def _window_notes(prepared: Prepared) -> Iterator[str]:
+    """Yield which images a window leaves nothing of."""
+    window, flat = prepared.recipe.data.window, prepared.store.constant()
+    if window is not None and flat:
+        more = ", …" if len(flat) > 5 else ""
+        yield (
+            f"data.window: {len(flat)} of {len(prepared.store.ids)} images are constant in [{window[0]:g}, {window[1]:g}] "
+            f"({', '.join(flat[:5])}{more}): are they in other units?"
+        )
 
 
 def _query_notes(recipe: Recipe) -> Iterator[str]:

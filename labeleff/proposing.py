@@ -2,12 +2,13 @@
 
 Which rule comes from where. Of nnU-Net (Isensee et al., Nature Methods 2021, supplement; rules of thumb in our words
 and simpler): images are resampled to the median size of voxels; slices are thick where voxels are three times longer
-along one axis than along the others; a patch has the proportions of the median image and is as large as memory lets a
-batch of two be; what memory is left goes into the batch, which holds at most a twentieth of the training voxels; the
-resolution is halved until an axis is a few voxels long; a third of the patches is centred on foreground. Ours: thick
-slices are seen by a 2-D network (nnU-Net tries both); nothing is resampled where voxels are nearly alike; half of the
-patches where the foreground is very small; no more than a CPU can do in seconds; steps by how often labelled voxels are
-seen; a semi-supervised method beside its baseline wherever images have no label.
+along one axis than along the others; intensities of CT are kept between percentiles of the labelled foreground
+(nnU-Net then normalises by those of all cases, we image by image); a patch has the proportions of the median image and is
+as large as memory lets a batch of two be; what memory is left goes into the batch, which holds at most a twentieth of
+the training voxels; the resolution is halved until an axis is a few voxels long; a third of the patches is centred on
+foreground. Ours: thick slices are seen by a 2-D network (nnU-Net tries both); nothing is resampled where voxels are
+nearly alike; half of the patches where the foreground is very small; no more than a CPU can do in seconds; steps by
+how often labelled voxels are seen; a semi-supervised method beside its baseline wherever images have no label.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ LOOKED_AT = 32
 """Training cases whose voxels are read, evenly spread over the data set."""
 THICK = 3.0
 """Slices are thick where voxels are so many times longer along one axis than along the others."""
+AIR, DENSE = -900, 200
+"""Images whose values reach from below the one to above the other, Hounsfield units, are taken for CT: air has -1000."""
+ENDS = (0.5, 99.5)
+"""Percentiles of the labelled foreground of CT that a window reaches between."""
+FOREGROUND = 10_000
+"""Voxels of a case's foreground that are looked at, evenly spread."""
 UNLIKE = 1.1
 """Sizes of voxels are unlike where the largest is so many times the smallest."""
 FEWEST_SLICES = 12
@@ -81,6 +88,7 @@ class Fingerprint:
         unlabelled: The other patients.
         labelled_cases: Cases with a label.
         tests: Test cases with a label.
+        window: Of images that look like CT: the ends of what is usual in the labelled foreground, Hounsfield units.
     """
 
     shape: tuple[float, ...]
@@ -91,6 +99,7 @@ class Fingerprint:
     unlabelled: int
     labelled_cases: int
     tests: int
+    window: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,13 +167,18 @@ def fingerprint(dataset: DataSet, manifest: Manifest) -> Fingerprint:
     cases = manifest.of_role("train")
     if not cases:
         raise DataError(f"{manifest.name}: there are no training cases")
-    shapes, shares = [], []
+    shapes, shares, inside = [], [], []
+    ct = True
     some = [cases[i] for i in evenly(len(cases), LOOKED_AT)]
     for case in track(some, description="looking", console=console(), transient=True):
-        shapes.append(dataset.read_image(case).shape[1:])
+        image = dataset.read_image(case)
+        shapes.append(image.shape[1:])
+        ct = ct and len(image) == 1 and bool(image.min() < AIR and image.max() > DENSE)
         label = label_of(dataset, case)
         if label is not None and (label != IGNORE).any():
             shares.append(_foreground(label))
+            if ct and label.shape == image.shape[1:]:
+                inside.append(_some(image[0][(label > 0) & (label != IGNORE)]))
     spacings = [case.spacing for case in cases]
     known = np.array([s for s in spacings if s is not None], float) if None not in spacings else None
     bare = {case.patient for case in cases if not case.has_label}
@@ -178,12 +192,27 @@ def fingerprint(dataset: DataSet, manifest: Manifest) -> Fingerprint:
         unlabelled=len(bare),
         labelled_cases=sum(case.has_label for case in cases),
         tests=sum(case.has_label for case in manifest.of_role("test")),
+        window=_usual(inside) if ct else None,
     )
 
 
 def _foreground(label: NDArray[np.uint8]) -> float:
     known = label != IGNORE
     return float(((label > 0) & known).sum() / known.sum())
+
+
+def _some(values: NDArray[Any]) -> NDArray[Any]:
+    """Return values evenly spread over those given, no more than are looked at of a case."""
+    return values[:: math.ceil(max(len(values), 1) / FOREGROUND)]
+
+
+def _usual(inside: Sequence[NDArray[Any]]) -> tuple[int, int] | None:
+    """Return the percentiles of values that a window reaches between, if there is a window."""
+    values = np.concatenate([np.zeros(0), *inside])
+    if not len(values):
+        return None
+    low, high = (round(float(end)) for end in np.percentile(values, ENDS))
+    return (low, high) if low < high else None
 
 
 # -- choices ------------------------------------------------------------------------------------------------------------
@@ -220,6 +249,11 @@ def propose(manifest: Manifest, seen: Fingerprint, path: str, *, memory: float, 
                 f"sizes of voxels differ {seen.spread:.2g} times; their median",
             )
         )
+    if seen.window is not None:
+        why = (
+            f"values as of CT, Hounsfield units; the {ENDS[0]:g} and {ENDS[1]:g} percentiles of the labelled foreground"
+        )
+        choices.append(Choice("data.window", list(seen.window), why))
     dimensions, axis = 2, None
     if manifest.axes == 3:
         dimensions, axis, why = _dimensions(seen)

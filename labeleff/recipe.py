@@ -41,6 +41,8 @@ class Data:
             is evaluated, for a predictor that learns from all there is.
         development: Patients of the development part, cut from the end of the training list of a fixed shuffle.
         spacing: Resample to this voxel size, mm; null keeps the grid.
+        window: Smallest and largest intensity that are kept, in the units of the files (CT: Hounsfield); what lies beyond is
+            set to them, before resampling and normalisation. null: all intensities.
         normalise: Per image: ``zscore``, ``minmax`` or ``none``. Looks at nothing but the image.
         dimensions: Axes the network sees; null: those of the data. 2 with volumes: slices.
         slice_axis: Axis along which volumes are cut into slices; null: the data set's own.
@@ -67,6 +69,7 @@ class Data:
     evaluate_on: Literal["test", "development", "none"] = "test"
     development: int = 0
     spacing: tuple[float, ...] | None = None
+    window: tuple[float, float] | None = None
     normalise: Literal["zscore", "minmax", "none"] = "zscore"
     dimensions: int | None = None
     slice_axis: int | None = None

@@ -6,6 +6,7 @@ the only interpolation is the plain reference ``${a.b}`` to another key of the s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -379,6 +380,13 @@ def _check_ranges(recipe: Recipe) -> None:
     need(bool(data.patch) and min(data.patch) > 0, "data.patch", list(data.patch), "lengths in voxels, at least 1")
     need(0 <= data.foreground <= 1, "data.foreground", data.foreground, "a share in [0, 1]")
     need(data.spacing is None or min(data.spacing) > 0, "data.spacing", data.spacing, "lengths in mm")
+    window = data.window or (0.0, 1.0)
+    need(
+        all(map(math.isfinite, window)) and window[0] < window[1],
+        "data.window",
+        list(window),
+        "two finite intensities, the smaller one first",
+    )
     need(data.dimensions in (None, 2, 3), "data.dimensions", data.dimensions, "2 or 3")
     need(data.development >= 0, "data.development", data.development, "a number of patients")
     need(data.slices is None or data.slices >= 1, "data.slices", data.slices, "at least 1 slice per patient")

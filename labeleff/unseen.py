@@ -21,7 +21,7 @@ from labeleff.data.formats.base import check_memory
 from labeleff.data.formats.dicom import named_series
 from labeleff.data.formats.nifti_files import NEAR
 from labeleff.data.manifest import read_manifest
-from labeleff.data.store import CHUNK, as_stored, resampled
+from labeleff.data.store import CHUNK, as_stored, clipped, resampled
 from labeleff.errors import DataError
 from labeleff.files import write_aside
 from labeleff.predictor import Processing
@@ -174,6 +174,12 @@ def read_unseen(files: Sequence[Path], processing: Processing) -> Unseen:
         if not np.isfinite(image[:, start : start + CHUNK]).all():
             raise DataError(f"{path}: the image holds NaN or infinite values; repair or remove it")
     shape, notes = tuple(image.shape[1:]), []
+    if processing.window is not None:
+        first, last = processing.window
+        said = f"nothing is left of values from {image.min():g} to {image.max():g} in the run's window [{first:g}, {last:g}]"
+        image = clipped(image, processing.window)
+        if image.min() == image.max():
+            notes.append(f"{said}: is the image in other units?")
     if processing.spacing is not None:
         if spacing is None:
             raise DataError(f"{path}: tells no size of voxels, and the run resamples to {list(processing.spacing)} mm")

@@ -22,9 +22,10 @@ from labeleff.errors import DataError, RecipeError, RunError
 from labeleff.evaluation.inference import count_windows, evaluating, predict_slabs, predict_volume
 from labeleff.export import export
 from labeleff.predict import Wish, predict
-from labeleff.predictor import FILE, HEADER, Processing, open_predictor
-from labeleff.prepared import make_backbone
+from labeleff.predictor import FILE, HEADER, Processing, _processing, open_predictor, processing_of
+from labeleff.prepared import make_backbone, prepare
 from labeleff.recipe_io import load_recipe, to_mapping
+from labeleff.unseen import read_unseen
 
 from .conftest import tiny
 
@@ -169,6 +170,37 @@ def test_images_are_what_the_store_would_give_back(tmp_path, normalise, dtype):
     case = Case("a", "a", (Source(tmp_path),), None, "", "train", None)
     store = ImageStore.prepare(One(), [case], axes=3, cache=tmp_path, normalise=normalise)
     assert np.allclose(as_stored(image, normalise), store.read("a"), rtol=1e-6, atol=1e-6)
+
+
+def test_training_and_prediction_see_the_same_window(tmp_path, cache):
+    rows = []
+    for name, role in (("a", "train"), ("b", "train"), ("c", "test")):
+        write_volume(tmp_path / f"{name}.nii.gz", (20, 18, 12), np.diag([1.0, -2.0, 1.0, 1]), seed=ord(name))
+        label = nib.Nifti1Image(np.ones((20, 18, 12), np.uint8), np.diag([1.0, -2.0, 1.0, 1]))
+        nib.save(label, tmp_path / f"{name}_label.nii.gz")
+        files = (Source(tmp_path / f"{name}.nii.gz"),), Source(tmp_path / f"{name}_label.nii.gz")
+        rows.append(Case(name, name, *files, "", role, (1.0, 2.0, 1.0)))
+    write_manifest(Manifest("scans", tuple(rows), CLASSES, 3), tmp_path / "scans.json")
+    spec = {"dataset": {"name": "manifest", "path": str(tmp_path / "scans.json")}, "labelled": 1, "patch": [16] * 3}
+    recipe = tiny(
+        data=spec | {"spacing": [1.0, 1.0, 1.0], "window": [90, 120]},
+        backbone={"name": "unet", "channels": [4, 8], "res_units": 0},
+        stages=[{"strategy": "supervised", "steps": 1}],
+    )
+    data = prepare(load_recipe(recipe), tmp_path / "run", cache=cache)
+    processing = processing_of(data)
+    assert processing.window == (90, 120)
+    for name in "abc":
+        seen = read_unseen([tmp_path / f"{name}.nii.gz"], processing)
+        assert np.allclose(seen.image, data.store.read(name), atol=1e-5)
+        assert np.ptp(seen.image) < 3  # and not the 8 standard deviations of what was drawn
+        assert not seen.notes
+    dark = nib.Nifti1Image(np.arange(64, dtype=np.float32).reshape(4, 4, 4), np.eye(4))
+    nib.save(dark, tmp_path / "dark.nii.gz")
+    found = read_unseen([tmp_path / "dark.nii.gz"], processing)
+    assert found.notes[0] == (
+        "nothing is left of values from 0 to 63 in the run's window [90, 120]: is the image in other units?"
+    )
 
 
 def test_resampled_to_the_spacing_of_the_run_and_back(tmp_path):
@@ -319,6 +351,8 @@ def test_weights_travel_with_what_they_need(tmp_path):
     assert plain["processing"]["patch"] == [16, 16, 16]
     assert plain["backbone"]["name"] == "unet"
     assert open_predictor(tmp_path / "run").processing == processing
+    assert plain["processing"].pop("window") is None  # what older versions wrote has none
+    assert _processing(plain["processing"]) == processing
     with pytest.raises(RunError, match="is there already"):
         export(tmp_path / "run", "safetensors", tmp_path / "out")
 
@@ -328,7 +362,7 @@ def test_a_bundle_predicts_what_predict_does(tmp_path, ndim):
     from monai.bundle import ConfigParser
 
     deep = {"name": "dynunet", "filters": [4, 8, 8], "deep_supervision": True}
-    write_run(tmp_path / "run", ndim=ndim, backbone=deep)
+    write_run(tmp_path / "run", ndim=ndim, backbone=deep, window=(95.0, 110.0) if ndim == 3 else None)
     found = export(tmp_path / "run", "bundle", tmp_path / "bundle")
     assert found["largest_difference"] < 1e-5
     (tmp_path / "in").mkdir()

@@ -107,6 +107,38 @@ def test_unlike_voxels_are_resampled_and_small_foreground_is_looked_for():
     assert found["data.foreground"].value == 0.5
 
 
+class Scans:
+    """Three labelled cases in memory, the last one without foreground."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def read_image(self, case):
+        return self.images[case.id]
+
+    def read_label(self, case):
+        label = (np.arange(30_000).reshape(300, 10, 10) < 20_000).astype(np.uint8)
+        label[0, 0, :5] = 255
+        return label * (case.id != "c")
+
+
+def test_a_window_is_proposed_where_images_look_like_ct():
+    cases = tuple(Case(i, i, (Source(f"{i}.nii.gz"),), Source("l.nii.gz")) for i in "abc")
+    scans = Manifest("scans", cases, ("background", "one"), 3)
+    ramp = np.concatenate([np.arange(-100, 300).repeat(50), np.full(10_000, -1000)]).reshape(1, 300, 10, 10)
+    ramp[0, -1, -1, -1] = 1500
+    images = {"a": ramp.astype(np.int16), "b": ramp.astype(np.float32), "c": ramp.astype(np.int16)}
+    seen = fingerprint(Scans(images), scans)
+    # every other voxel of 20,000 is looked at, 25 of each value from -100 to 299: the percentiles are the third from each end
+    assert seen.window == (-98, 297)
+    found = chosen(replace(seen, spacing=(1.0, 1.0, 1.0)), scans)
+    assert found["data.window"].value == [-98, 297]
+    assert "Hounsfield units; the 0.5 and 99.5 percentiles of the labelled foreground" in found["data.window"].reason
+    for other in (ramp + 1000, ramp.clip(-1000, 150), ramp.repeat(2, 0), ramp.clip(-175, 250)):
+        assert fingerprint(Scans(images | {"b": other}), scans).window is None
+    assert "data.window" not in chosen(SEEN)
+
+
 def test_what_is_learnt_and_measured_follows_from_the_labels():
     alone = chosen(replace(SEEN, unlabelled=0, tests=0))
     assert [s["strategy"] for s in alone["stages"].value] == ["supervised"]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import blosc2
 import numpy as np
@@ -40,6 +40,8 @@ BYTES_PER_VOXEL = 40
 ABANDONED = 24 * 3600.0
 """Seconds after which a folder under a temporary name belongs to nobody."""
 Normalise = Literal["zscore", "minmax", "none"]
+Window = tuple[float, float]
+"""Smallest and largest intensity that are kept, in the units of the image."""
 ONE_THREAD: Mapping[str, Any] = {"cparams": {"nthreads": 1}, "dparams": {"nthreads": 1}}
 """Options of blosc2: threads would be made anew for every chunk, which takes longer than to pack or unpack it."""
 os.environ.setdefault("BLOSC_NTHREADS", "1")  # blosc2 4.14 packs arrays with four threads whatever its options say
@@ -73,6 +75,13 @@ class Entry:
     high: tuple[float, ...]
 
 
+class Wish(NamedTuple):
+    """How images are wanted beyond their normalisation, see :meth:`ImageStore.prepare`."""
+
+    spacing: tuple[float, ...] | None
+    window: Window | None
+
+
 class ImageStore:
     """Prepared images by case. Picklable; files are opened where they are read, a bounded number at a time."""
 
@@ -96,6 +105,7 @@ class ImageStore:
         axes: int,
         cache: Path,
         normalise: Normalise = "zscore",
+        window: Window | None = None,
         spacing: tuple[float, ...] | None = None,
         processes: int | None = None,
         say: Callable[[str], None] = lambda _: None,
@@ -112,26 +122,31 @@ class ImageStore:
             axes: Axes of a case.
             cache: Folder of prepared cases, shared by all runs; content-addressed, safe under several processes.
             normalise: Applied on reading, per case and channel, from the image alone: ``zscore``, ``minmax`` to [0, 1].
+            window: Intensities beyond it are set to its ends, before all else.
             spacing: Resample linearly to this voxel size, mm.
             processes: How many decode at a time; None: as many as there are cores and memory for, where that is worth while.
             say: Called with what is about to be done, where it is more than a few cases.
             on_progress: Called with (done, of).
 
         Raises:
-            DataError: An image cannot be used, or the disk has no room.
+            DataError: An image cannot be used, all are constant within the window, or the disk has no room.
             StoreError: The cache holds damaged files, or cannot be written to.
         """
-        entries = {case.id: _known(dataset, case, cache, spacing) for case in cases}
+        wish = Wish(spacing, window)
+        entries = {case.id: _known(dataset, case, cache, wish) for case in cases}
         missing = [case for case in cases if entries[case.id] is None]
 
         def make(case: Case) -> Entry:
             with leave_it_out(case):
-                return _prepared(dataset, case, axes, cache, spacing)
+                return _prepared(dataset, case, axes, cache, wish)
 
         _sweep(cache)
         prepare_missing(make, missing, _cost, cache, processes=processes, say=say, on_progress=on_progress)
         whole = {case.id: entries[case.id] or make(case) for case in cases}
-        return cls(cache, whole, normalise)
+        store = cls(cache, whole, normalise)
+        if window is not None and cases and store.constant() == store.ids:
+            raise DataError(_beyond(window, dataset.read_image(cases[0]), cases[0]))
+        return store
 
     @property
     def key(self) -> str:
@@ -203,6 +218,10 @@ class ImageStore:
         values += ((offset - shift) / unit).reshape(per_channel)
         return values
 
+    def constant(self) -> tuple[str, ...]:
+        """Return the cases in which every channel has one value throughout."""
+        return tuple(name for name, entry in self._entries.items() if entry.low == entry.high)
+
     def reduced(self, name: str, factors: tuple[int, ...]) -> NDArray[np.float32]:
         """Return the means of blocks of *factors voxels of an image, channels averaged; kept beside it once computed."""
         entry = self._entry(name)
@@ -218,8 +237,9 @@ class ImageStore:
         return made
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return plain values that an earlier run has kept beside the images under a name, else make and keep them."""
-        path = self.cache / "kept" / f"{name}.json"
+        """Return plain values that an earlier run has kept under a name beside the same images, else make and keep them."""
+        images = hashlib.sha256("".join(sorted(entry.folder for entry in self._entries.values())).encode()).hexdigest()
+        path = self.cache / "kept" / f"{name}-{images[:16]}.json"
         with suppress(OSError, ValueError):
             return json.loads(path.read_text())
         made = make()
@@ -277,6 +297,24 @@ def _slab(channel: NDArray[Any], start: int) -> NDArray[np.float64]:
     return channel[start : start + CHUNK].astype(np.float64)
 
 
+def clipped(image: NDArray[Any], window: Window | None) -> NDArray[Any]:
+    """Return an image in float32 with what lies beyond a window set to its ends; without one, the image as it is.
+
+    float32 images are changed in place.
+    """
+    if window is None:
+        return image
+    values: NDArray[np.float32] = image.astype(np.float32, copy=False)
+    return np.clip(values, *window, out=values)
+
+
+def _beyond(window: Window, image: NDArray[Any], case: Case) -> str:
+    return (
+        f"data.window: [{window[0]:g}, {window[1]:g}] leaves every image constant; that of case {case.id!r} has values from "
+        f"{image.min():g} to {image.max():g}: give the window in their units, or leave it out"
+    )
+
+
 def resampled(image: NDArray[Any], spacing: Sequence[float], wanted: Sequence[float]) -> NDArray[np.float32]:
     """Return an image [C, *S] float32 on another size of voxels, mm, linearly."""
     factors = [1.0, *(own / to for own, to in zip(spacing, wanted, strict=True))]
@@ -297,15 +335,20 @@ def leave_it_out(case: Case) -> Iterator[None]:
         raise DataError(f"{error}; or do without the case: data.leave_out=[{case.id}]") from error
 
 
-def _pointer(dataset: Images, case: Case, cache: Path, spacing: tuple[float, ...] | None) -> Path:
-    wish = json.dumps([FORMAT, dataset.fingerprint(case), case.spacing, spacing])
-    return cache / "index" / f"{hashlib.sha256(wish.encode()).hexdigest()[:32]}.json"
+def _hash(window: Window | None, *values: Any) -> str:
+    """Return what names a prepared image: without a window, the name it had before there were any."""
+    plain = [FORMAT, *values, *([] if window is None else [window])]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:32]
 
 
-def _known(dataset: Images, case: Case, cache: Path, spacing: tuple[float, ...] | None) -> Entry | None:
+def _pointer(dataset: Images, case: Case, cache: Path, wish: Wish) -> Path:
+    return cache / "index" / f"{_hash(wish.window, dataset.fingerprint(case), case.spacing, wish.spacing)}.json"
+
+
+def _known(dataset: Images, case: Case, cache: Path, wish: Wish) -> Entry | None:
     """Return the entry of a case that an earlier run has prepared."""
     with leave_it_out(case):
-        pointer = _pointer(dataset, case, cache, spacing)
+        pointer = _pointer(dataset, case, cache, wish)
     if pointer.exists():
         try:
             return _entry_in(cache, json.loads(pointer.read_text())["folder"])
@@ -314,14 +357,14 @@ def _known(dataset: Images, case: Case, cache: Path, spacing: tuple[float, ...] 
     return None
 
 
-def _prepared(dataset: Images, case: Case, axes: int, cache: Path, spacing: tuple[float, ...] | None) -> Entry:
+def _prepared(dataset: Images, case: Case, axes: int, cache: Path, wish: Wish) -> Entry:
     """Return the entry of a case, decoding it where no other process has."""
-    if (entry := _known(dataset, case, cache, spacing)) is not None:
+    if (entry := _known(dataset, case, cache, wish)) is not None:
         return entry
-    entry, stored = _decode(dataset.read_image(case), case, axes, spacing)
+    entry, stored = _decode(dataset.read_image(case), case, axes, wish)
     try:
         _publish(stored, entry, cache)
-        write_atomically(_pointer(dataset, case, cache, spacing), json.dumps({"folder": entry.folder}))
+        write_atomically(_pointer(dataset, case, cache, wish), json.dumps({"folder": entry.folder}))
     except OSError as error:
         raise StoreError(
             f"{cache}: case {case.id!r} cannot be written there ({error.strerror}); make room, or give --cache a folder elsewhere"
@@ -352,10 +395,9 @@ def _entry_in(cache: Path, folder: str) -> Entry:
     return Entry(**fields)
 
 
-def _decode(
-    image: NDArray[Any], case: Case, axes: int, spacing: tuple[float, ...] | None
-) -> tuple[Entry, NDArray[Any]]:
+def _decode(image: NDArray[Any], case: Case, axes: int, wish: Wish) -> tuple[Entry, NDArray[Any]]:
     """Return the entry of an image, and the image as it is kept."""
+    spacing, window = wish
     where = f"case {case.id!r}: {case.image[0].path}"
     if image.ndim != axes + 1 or 0 in image.shape:
         raise DataError(
@@ -369,6 +411,7 @@ def _decode(
             raise DataError(f"{where}: the image holds NaN or infinite values; repair or remove it")
     image = np.ascontiguousarray(image)
     content = hashlib.sha256(f"{image.dtype}{image.shape}".encode() + image.tobytes()).hexdigest()
+    image = clipped(image, window)
     original = image.shape[1:]
     known = case.spacing if case.spacing is not None else (float("nan"),) * axes
     if spacing is not None:
@@ -376,7 +419,7 @@ def _decode(
             raise DataError(f"{where}: data.spacing needs {axes} lengths and a case whose own spacing is known")
         image = resampled(image, case.spacing, spacing)
         known = spacing
-    folder = hashlib.sha256(json.dumps([FORMAT, content, spacing, known]).encode()).hexdigest()[:32]
+    folder = _hash(window, content, spacing, known)
     flat = image.reshape(image.shape[0], -1).astype(np.float64)
     mean, sd = flat.mean(1), flat.std(1)
     stored, offset, scale = image, np.zeros(len(image)), np.ones(len(image))

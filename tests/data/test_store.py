@@ -1,5 +1,7 @@
 """The prepared store and the annotation store."""
 
+import hashlib
+import json
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -56,6 +58,50 @@ def test_values_and_normalisation(tmp_path, dtype):
         assert plain.shape(name) == plain.original_shape(name) == (40, 37, 5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_window_clips_before_all_else(tmp_path, dtype):
+    data = Memory(images(dtype))
+    window = (40.5, 60.0)
+    stores = {n: prepare(data, tmp_path, normalise=n, window=window) for n in ("none", "zscore", "minmax")}
+    for name, image in data.images.items():
+        kept = image.astype(np.float64)
+        kept[kept < 40.5], kept[kept > 60] = 40.5, 60
+        assert (kept == 40.5).mean() > 0.2
+        assert np.allclose(stores["none"].read(name), kept, atol=0.01)
+        assert np.allclose(stores["zscore"].read(name), (kept - kept.mean()) / kept.std(), atol=2e-3)
+        assert np.allclose(stores["minmax"].read(name), (kept - 40.5) / 19.5, atol=1e-3)
+    assert len(data.decoded) == 3
+    whole = prepare(data, tmp_path)
+    assert len(data.decoded) == 6
+    assert whole.content("a") == stores["zscore"].content("a")
+    assert len({whole.key, stores["zscore"].key, prepare(data, tmp_path, window=(40.5, 61.0)).key}) == 3
+    assert whole.kept("n", lambda: 1) == 1
+    assert stores["zscore"].kept("n", lambda: 2) == 2
+    assert whole.kept("n", lambda: 3) == 1
+
+
+def test_a_window_comes_before_resampling(tmp_path):
+    step = {"a": np.zeros((1, 8, 4, 4), np.float32)}
+    step["a"][:, 4:] = 1000
+    store = prepare(
+        Memory(step), tmp_path, own=(1.0,) * 3, spacing=(0.5, 1.0, 1.0), normalise="none", window=(0.0, 100.0)
+    )
+    # new voxels lie a quarter and three quarters of the way between old ones: clipped afterwards, both would be 100
+    assert np.allclose(store.read("a")[0, :, 0, 0], [0] * 7 + [25, 75] + [100] * 7, atol=0.1)
+
+
+def test_a_window_that_leaves_nothing_is_refused(tmp_path):
+    data = Memory(images())
+    data.images["b"] = data.images["b"] - 1000
+    store = prepare(data, tmp_path, window=(0.0, 200.0))
+    assert store.constant() == ("b",)
+    assert not store.read("b").any()
+    with pytest.raises(
+        DataError, match=r"^data\.window: \[300, 400\] leaves .*case 'a' has values from 0 to 12\d.*: give"
+    ):
+        prepare(data, tmp_path, window=(300.0, 400.0))
+
+
 def test_a_box_is_part_of_the_whole_and_costs_its_chunks(tmp_path):
     store = prepare(Memory(images()), tmp_path)
     box = (slice(3, 17), slice(30, 37), slice(2, 3))
@@ -70,6 +116,8 @@ def test_decoded_once_and_found_again_by_content(tmp_path):
     assert first.decoded == ["a", "b", "c"]
     assert again.decoded == []
     assert one.key == two.key
+    named = [1, one.content("a"), None, [float("nan")] * 3]  # the name that older versions gave
+    assert (tmp_path / hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32] / "entry.json").is_file()
     changed = images()
     changed["b"] = changed["b"] + 1
     assert prepare(Memory(changed), tmp_path).content("b") != one.content("b")
