@@ -15,7 +15,8 @@ from torch import nn
 
 from labeleff.batch import Batch, Progress, StepOutput
 from labeleff.data import phantom
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared
 from labeleff.recipe_io import load_recipe
 from labeleff.rundir import environment
 from labeleff.strategies.base import Strategy

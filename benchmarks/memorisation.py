@@ -25,7 +25,8 @@ from labeleff import registry
 from labeleff.data.annotations import AnnotationStore
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.inference import segment
-from labeleff.prepared import HIDDEN, prepare
+from labeleff.labels import HIDDEN
+from labeleff.prepare import prepare
 from labeleff.process import set_up_process
 from labeleff.recipe import Recipe
 from labeleff.results import load_snapshot, snapshot_path

@@ -27,7 +27,8 @@ from common import provenance, write
 from labeleff.batch import Batch
 from labeleff.data import augment
 from labeleff.learner import Learner, make_optimiser
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.bcp import Bcp

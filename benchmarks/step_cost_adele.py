@@ -27,7 +27,8 @@ from labeleff.batch import Batch, Progress
 from labeleff.data import augment
 from labeleff.functional.adele import correction_epoch
 from labeleff.learner import make_optimiser
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.adele import RESIZE, Adele

@@ -20,7 +20,8 @@ from labeleff import registry
 from labeleff.batch import Batch
 from labeleff.data import augment
 from labeleff.learner import make_optimiser
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
 from labeleff.strategies.base import Strategy

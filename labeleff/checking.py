@@ -17,8 +17,10 @@ from torch import Tensor
 
 from labeleff import registry
 from labeleff.batch import derive_seed
+from labeleff.describing import describe
 from labeleff.learner import Learner, make_optimiser
-from labeleff.prepared import Prepared, describe, device_of, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared, device_of
 from labeleff.process import set_up_process
 from labeleff.recipe import Recipe, Stage
 from labeleff.runlog import console

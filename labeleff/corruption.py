@@ -20,7 +20,7 @@ from labeleff.data.noise.measure import Achieved
 from labeleff.data.raters import check_alone
 from labeleff.errors import RunError
 from labeleff.files import write_atomically, write_json
-from labeleff.prepared import make_noise
+from labeleff.labels import make_noise
 from labeleff.recipe import Component
 from labeleff.recipe_io import load_recipe
 from labeleff.report.pictures import draw_case, select_cases

@@ -17,7 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 from labeleff.machine import cores
-from labeleff.prepared import DEFAULT_CACHE
+from labeleff.prepare import DEFAULT_CACHE
 
 State = Literal["good", "note", "bad"]
 EXTRAS = {

@@ -24,7 +24,7 @@ from labeleff.data.manifest import Case, Manifest, write_manifest
 from labeleff.data.rounds import Rounds
 from labeleff.errors import DataError, RunError
 from labeleff.files import write_aside, write_csv, write_json
-from labeleff.prepared import nearest
+from labeleff.labels import nearest
 from labeleff.rundir import recipe_of
 
 

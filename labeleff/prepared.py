@@ -1,14 +1,13 @@
-"""Everything a run needs that is not trained: split, prepared images, the labels of the budget, the task."""
+"""Everything a run needs that is not trained: networks to begin with, cases for each stream, how whole cases are looked at."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,32 +19,25 @@ from labeleff import registry
 from labeleff.backbones.outputs import check_patch
 from labeleff.backbones.views import first_of_ensemble
 from labeleff.backbones.weights import load_weights, read_weights
-from labeleff.batch import IGNORE, Batch, Stream, Task, derive_seed
+from labeleff.batch import Batch, Stream, Task, derive_seed
 from labeleff.data import raters
 from labeleff.data.annotations import AnnotationStore
-from labeleff.data.audit import Audit, audit_labels, check_audit
+from labeleff.data.audit import Audit
 from labeleff.data.formats.base import DataSet
-from labeleff.data.manifest import Case, Manifest, Role, without
-from labeleff.data.module import StepData, check_shares, make_loader
-from labeleff.data.noise.base import NoiseModel
-from labeleff.data.noise.measure import Achieved
-from labeleff.data.priors.base import Known, Prior, as_plain, checked
-from labeleff.data.provenance import Provenance, Start, digest, provenance_in, start_from, starts_in
+from labeleff.data.manifest import Case, Manifest, Role
+from labeleff.data.module import StepData, make_loader
+from labeleff.data.provenance import Provenance, Start, digest, provenance_in
 from labeleff.data.sampling import StreamPlan
-from labeleff.data.split import Split, evenly, make_split
+from labeleff.data.split import Split, evenly
 from labeleff.data.store import ImageStore, leave_it_out
-from labeleff.errors import DataError, RecipeError, RunError, SplitError, StoreError, did_you_mean
+from labeleff.errors import RecipeError, RunError, SplitError, StoreError, did_you_mean
 from labeleff.evaluation.evaluate import Viewer
-from labeleff.files import write_json
-from labeleff.recipe import Component, Data, Recipe, Stage
-from labeleff.runlog import console, progress
+from labeleff.labels import on_grid, votes_of
+from labeleff.recipe import Recipe, Stage
 from labeleff.strategies.base import Strategy
 
-HIDDEN = "hidden"
-"""Folder of a run that keeps the clean labels where label noise was asked for: for diagnostics, never for training."""
 MULTIPLE = 32
 """Whole images are padded to multiples of this, or of a divisor where the patch is of smaller ones."""
-DEFAULT_CACHE = Path.home() / ".cache" / "labeleff" / "prepared"
 
 
 @dataclass(frozen=True)
@@ -350,7 +342,7 @@ class Prepared:
         """
         if case not in self.split.labelled:
             raise StoreError(f"case {case!r} is not in the budget of this run; what its raters say is out of reach")
-        return _votes(self.dataset, self.manifest, self.store, self.recipe.data, case)
+        return votes_of(self.dataset, self.manifest, self.store, self.recipe.data, case)
 
     def hidden_label(self, case: str) -> NDArray[np.uint8]:
         """Return the label [*S] of a training case on the stored grid, for an oracle that answers questions.
@@ -383,444 +375,3 @@ def make_backbone(recipe: Recipe, task: Task, seed: int) -> nn.Module:
         raise RecipeError(f"backbone: {recipe.backbone.name}: {error}") from error
     check_patch(network, task, recipe.data.patch)
     return network
-
-
-def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: bool = True) -> Prepared:
-    """Read the data set, split it, audit it, prepare the images and copy the labels of the budget into the run.
-
-    Args:
-        recipe: The run.
-        folder: Its directory: gets ``split.json``, ``audit.json``, ``annotations/`` and perhaps ``raters.json``.
-        cache: Where prepared images are kept.
-        write: False on all but the first process.
-
-    Raises:
-        DataError: The data cannot be used as they are.
-        SplitError: The budget cannot be met, or roles leak into one another.
-    """
-    spec = recipe.data
-    dataset: DataSet = registry.made("dataset", spec.dataset)
-    manifest, left_out = _without(dataset.manifest(), spec.leave_out)
-    raters.check_fusion(manifest, spec.raters)
-    if spec.noise is not None:
-        raters.check_alone(manifest, "data.noise")
-    split = make_split(
-        manifest,
-        labelled=spec.labelled,
-        draw=spec.draw,
-        validation=spec.validation,
-        unlabelled=spec.unlabelled,
-        evaluate_on=spec.evaluate_on,
-        development=spec.development,
-        folds=recipe.evaluation.folds,
-        fold=recipe.evaluation.fold or 0,
-        foreign=spec.foreign,
-        contamination=spec.contamination,
-        slices=spec.slices,
-        source=spec.source,
-        target=spec.target,
-        unlabelled_from=spec.unlabelled_from,
-    )
-    noise = make_noise(spec.noise)
-    if noise is not None and spec.drop_noisy:
-        split = without_noisy(split, noise)
-    ndim = spec.dimensions or manifest.axes
-    if not 2 <= ndim <= manifest.axes or len(spec.patch) != ndim:
-        raise RecipeError(
-            f"data.patch is {list(spec.patch)} for a {ndim}-D network on {manifest.axes}-D cases; give one length per axis "
-            "of the network, and data.dimensions 2 or 3 but not more than the data have"
-        )
-    task = Task(manifest.classes, ndim, manifest.channels, exclusive=not manifest.overlapping)
-    if not task.exclusive:
-        _check_overlapping(recipe, manifest.name)
-    make_backbone(
-        recipe, task, 0
-    )  # a network that cannot be made, or cannot take the patch, is found before data are read
-    ids = split.labelled + split.unlabelled + split.validation + split.test
-    with progress("preparing images", quiet=not write) as seen:
-        store = ImageStore.prepare(
-            dataset,
-            [manifest.case(i) for i in ids],
-            axes=manifest.axes,
-            cache=cache or DEFAULT_CACHE,
-            normalise=spec.normalise,
-            window=spec.window,
-            spacing=spec.spacing,
-            processes=None if write else 1,
-            say=console().print if write else _say_nothing,
-            on_progress=seen,
-        )
-    audit = check_audit(
-        manifest,
-        split,
-        contents={i: store.content(i) for i in ids},
-        images=store,
-        adapted=bool(spec.source or spec.target or spec.foreign),
-    )
-    if write:
-        _write_split(folder, split)
-    starts = _starts(folder / "starts.json", recipe, split, store, write=write)
-    annotations = _annotations(folder / "annotations", dataset, manifest, split, store, spec, write=write)
-    audit = audit.with_labels(audit_labels(manifest, split.labelled, annotations.read_given))
-    if write:
-        write_json(folder / "audit.json", audit.to_dict())
-    slice_axis = None
-    if ndim != manifest.axes:
-        slice_axis = manifest.slice_axis if spec.slice_axis is None else spec.slice_axis
-    prepared = Prepared(
-        recipe=recipe,
-        dataset=dataset,
-        manifest=manifest,
-        split=split,
-        audit=audit,
-        store=store,
-        annotations=annotations,
-        task=task,
-        slice_axis=slice_axis,
-        starts=starts,
-        raters=_raters(folder / "raters.json", dataset, manifest, split, store, spec) if write else None,
-        left_out=left_out,
-    )
-    if spec.prior is not None:
-        prepared = _with_priors(prepared, spec.prior, folder / "priors.json", write=write)
-    _check_stages(prepared)
-    return prepared
-
-
-def _check_stages(prepared: Prepared) -> None:
-    """Raise where a stage cannot draw what it needs: of a later stage, too, that is found before anything is trained."""
-    recipe = prepared.recipe
-    for where, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
-        for index, stage in enumerate(stages):
-            prepared.held_out(stage)
-            if stage.steps:
-                plans = prepared.plans(stage, index, registry.made("strategy", stage.strategy))
-                world = recipe.trainer.devices * recipe.trainer.nodes
-                check_shares(plans, accumulate=recipe.trainer.accumulate, world=world, where=f"{where}.{index}")
-
-
-def _without(manifest: Manifest, names: Sequence[str]) -> tuple[Manifest, dict[Role, tuple[str, ...]]]:
-    try:
-        return without(manifest, names)
-    except DataError as error:
-        raise RecipeError(f"data.leave_out: {error}") from error
-
-
-def _say_nothing(_: str) -> None:
-    """Say nothing."""
-
-
-def _check_overlapping(recipe: Recipe, name: str) -> None:
-    """Raise a :class:`RecipeError` where something in a recipe needs classes that exclude one another."""
-
-    def able(strategy: str) -> bool:
-        return bool(getattr(registry.get("strategy", strategy), "supports_regions", False))
-
-    for where, stages in (("stages", recipe.stages), ("baseline", recipe.baseline)):
-        for index, stage in enumerate(stages):
-            if not able(stage.strategy.name):
-                raise RecipeError(
-                    f"{where}.{index}.strategy: {stage.strategy.name} needs classes that exclude one another, and those of {name} "
-                    f"overlap; strategies that can: {', '.join(filter(able, registry.names('strategy')))}"
-                )
-            if stage.annotator is not None:
-                raise RecipeError(
-                    f"{where}.{index}.annotator: {stage.annotator.name} needs classes that exclude one another, and those of "
-                    f"{name} overlap; leave it out"
-                )
-    data = recipe.data
-    unable = {"data.noise": data.noise, "data.prior": data.prior, "evaluation.probe": recipe.evaluation.probe}
-    for key, value in unable.items():
-        if value:
-            raise RecipeError(
-                f"{key}: needs classes that exclude one another, and those of {name} overlap; leave it out"
-            )
-
-
-def _with_priors(prepared: Prepared, component: Component, path: Path, *, write: bool) -> Prepared:
-    """Return what a run needs with the expected sizes of organs in its unlabelled cases, computed once and written down."""
-    prior: Prior = registry.made("prior", component)
-    if write and not path.exists():
-        found = checked(prior.ratios(_visible(prepared)), _visible(prepared))
-        write_json(
-            path,
-            {"prior": {"name": component.name, **component.options}, "mark": prior.mark, "shares": as_plain(found)},
-        )
-    try:
-        shares = json.loads(path.read_text())["shares"]
-        priors = {case: np.array(rows, np.float32) for case, rows in shares.items()}
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path}: damaged ({error}); start over with --fresh") from error
-    return replace(prepared, priors=priors, prior_mark=prior.mark)
-
-
-def _visible(prepared: Prepared) -> Known:
-    """Return what a prior may look at: labels of the budget, images, and (for those that own up to it) hidden labels."""
-    split, store = prepared.split, prepared.store
-
-    def budget() -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        return ((case, prepared.annotations.read_given(case)) for case in split.labelled)
-
-    return Known(
-        classes=prepared.task.classes,
-        cases=split.unlabelled,
-        slice_axis=prepared.slice_axis,
-        shape=store.shape,
-        spacing=store.spacing,
-        image=store.read,
-        budget=budget,
-        truth=prepared.hidden_label,
-    )
-
-
-def _starts(path: Path, recipe: Recipe, split: Split, store: ImageStore, *, write: bool) -> tuple[Start, ...]:
-    """Return the files that stages start from, looked at once: a resumed run needs them no more.
-
-    Raises:
-        RunError: A file cannot be read, or has learnt from test cases.
-    """
-    if path.exists():
-        try:
-            return starts_in(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}: damaged ({error}); start over with --fresh") from error
-    test = [(case, store.content(case)) for case in split.test]
-    starts = tuple(
-        start_from(index, stage.start, test, allowed=stage.start_overlap == "allow")
-        for index, stage in enumerate(recipe.stages)
-        if stage.start not in ("previous", "fresh")
-    )
-    if starts and write:
-        write_json(path, [start.as_plain() for start in starts])
-    return starts
-
-
-def _write_split(folder: Path, split: Split) -> None:
-    """Write the split; a folder that holds another one belongs to other data.
-
-    Raises:
-        RunError: The data set has changed since the run began.
-    """
-    path = folder / "split.json"
-    if path.exists() and (found := json.loads(path.read_text()).get("hash")) != split.hash:
-        raise RunError(
-            f"{path}: the split was {found} and is now {split.hash}: the data set has changed since the run began; "
-            "restore it, or start over with --fresh"
-        )
-    write_json(path, {"hash": split.hash, **split.to_dict()})
-
-
-@overload
-def make_noise(noise: Component) -> NoiseModel: ...
-@overload
-def make_noise(noise: Component | None) -> NoiseModel | None: ...
-def make_noise(noise: Component | None) -> NoiseModel | None:
-    """Return the label-noise model that a recipe names."""
-    if noise is None:
-        return None
-    model: NoiseModel = registry.made("noise", noise)
-    return model
-
-
-def without_noisy(split: Split, noise: NoiseModel) -> Split:
-    """Return a split in which the cases that the noise touches are unlabelled.
-
-    Raises:
-        SplitError: None is left.
-    """
-    kept = tuple(i for i in split.labelled if not noise.touches(i))
-    gone = tuple(i for i in split.labelled if noise.touches(i))
-    if not kept:
-        raise SplitError("data.drop_noisy: the noise touches every labelled case; lower data.noise.share")
-    note = f"{len(gone)} of {len(split.labelled)} labelled cases have wrong labels and are used without them"
-    return replace(split, labelled=kept, unlabelled=split.unlabelled + gone, notes=(*split.notes, note))
-
-
-def _annotations(
-    folder: Path,
-    dataset: DataSet,
-    manifest: Manifest,
-    split: Split,
-    store: ImageStore,
-    spec: Data,
-    *,
-    write: bool,
-) -> AnnotationStore:
-    """Open the run's labels, or make them from those of the labelled cases: no other label file is touched."""
-    if (folder / "current").exists() or not write:
-        return AnnotationStore.open(folder)
-    shapes = {i: store.shape(i) for i in split.labelled + split.unlabelled}
-    known = partial(_known, manifest, store, spec)
-    if spec.noise is None:
-        votes = partial(_votes, dataset, manifest, store, spec)
-        labels = ((i, raters.fuse(votes(i), spec.raters, case=i, draw=spec.draw)) for i in split.labelled)
-        kept = [i for i in split.labelled if spec.raters == "soft" and manifest.case(i).raters]
-        return AnnotationStore.create(folder, shapes, labels, ((i, votes(i)) for i in kept))
-    clean = ((i, known(i, dataset.read_label(manifest.case(i)))) for i in split.labelled)
-    AnnotationStore.create(folder.parent / HIDDEN, shapes, clean)
-    achieved = Achieved(manifest.classes)
-    noisy = _corrupted(make_noise(spec.noise), dataset, manifest, split, achieved)
-    annotations = AnnotationStore.create(folder, shapes, ((i, known(i, label)) for i, label in noisy))
-    model = {"name": spec.noise.name, **spec.noise.options}
-    found = {"model": model, "labels_sha256": annotations.digest(), **achieved.summary()}
-    write_json(folder.parent / "noise.json", found)
-    return annotations
-
-
-def _corrupted(
-    noise: NoiseModel, dataset: DataSet, manifest: Manifest, split: Split, achieved: Achieved
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield the labelled cases with labels made wrong, and count what that did."""
-    for case in map(manifest.case, split.labelled):
-        with leave_it_out(case):
-            clean = dataset.read_label(case)
-        found = noise.corrupt(
-            clean, case=case.id, names=manifest.classes, spacing=case.spacing, slice_axis=manifest.slice_axis
-        )
-        achieved.add(case.id, clean, found.label, spacing=case.spacing, strength=found.strength)
-        yield case.id, found.label
-
-
-def _known(manifest: Manifest, store: ImageStore, spec: Data, case: str, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a label on the stored grid; slices outside the budget are IGNORE."""
-    found = on_grid(label, store, case)
-    if spec.slices is None or manifest.axes != 3:
-        return found
-    return only_slices(found, manifest.slice_axis if spec.slice_axis is None else spec.slice_axis, spec.slices)
-
-
-def _votes(dataset: DataSet, manifest: Manifest, store: ImageStore, spec: Data, case: str) -> NDArray[np.uint8]:
-    """Return what the raters of a case say [R, *S], on the stored grid; slices outside the budget are IGNORE."""
-    with leave_it_out(manifest.case(case)):
-        votes = dataset.read_votes(manifest.case(case))
-    return np.stack([_known(manifest, store, spec, case, label) for label in votes])
-
-
-def _raters(
-    path: Path, dataset: DataSet, manifest: Manifest, split: Split, store: ImageStore, spec: Data
-) -> dict[str, Any] | None:
-    """Return how far the raters of the labelled cases agree, written to ``raters.json`` once; None without any."""
-    several = [i for i in split.labelled if len(manifest.case(i).raters) > 1]
-    if not several:
-        return None
-    if not path.exists():
-        votes = ((i, _votes(dataset, manifest, store, spec, i)) for i in several)
-        write_json(path, raters.record(votes, manifest.classes, spec.raters))
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
-def only_slices(label: NDArray[np.uint8], axis: int, count: int) -> NDArray[np.uint8]:
-    """Return a label of which only some slices, evenly spread along an axis, are known."""
-    kept = np.full_like(label, IGNORE)
-    window: list[Any] = [slice(None)] * label.ndim
-    window[axis] = evenly(label.shape[axis], count)
-    kept[tuple(window)] = label[tuple(window)]
-    return kept
-
-
-def on_grid(label: NDArray[np.uint8], store: ImageStore, case: str) -> NDArray[np.uint8]:
-    """Return a label [*S] on the grid of the prepared image, by nearest neighbour.
-
-    Raises:
-        DataError: The label does not fit the image it came with.
-    """
-    if label.shape != tuple(store.original_shape(case)):
-        raise DataError(
-            f"case {case!r}: the label has shape {label.shape}, the image {tuple(store.original_shape(case))}"
-        )
-    return nearest(label, tuple(store.shape(case)))
-
-
-def nearest(label: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return a label [*S] on another grid of the same extent, by nearest neighbour."""
-    if label.shape == shape:
-        return label
-    index = [
-        np.minimum((np.arange(n) + 0.5) * old / n, old - 1).astype(int)
-        for n, old in zip(shape, label.shape, strict=True)
-    ]
-    return label[np.ix_(*index)]
-
-
-def describe(prepared: Prepared) -> dict[str, Any]:
-    """Return counts for the terminal and the summary."""
-    split = prepared.split
-
-    def patients(ids: tuple[str, ...]) -> int:
-        return len({prepared.manifest.case(i).patient for i in ids})
-
-    return {
-        "dataset": prepared.manifest.name,
-        "classes": list(prepared.task.classes),
-        "split": split.hash,
-        "labelled_patients": patients(split.labelled),
-        "unlabelled_patients": patients(split.unlabelled),
-        "validation_patients": patients(split.validation),
-        "test_patients": patients(split.test),
-        "evaluated_on": split.evaluate_on,
-        "audit": prepared.audit.verdict,
-        **({"left_out": {role: list(names) for role, names in prepared.left_out.items()}} if prepared.left_out else {}),
-        "notes": [
-            *_left_out_notes(prepared),
-            *_window_notes(prepared),
-            *split.notes,
-            *([prepared.prior_mark] if prepared.prior_mark else []),
-            *(start.note for start in prepared.starts if start.note),
-            *_rater_notes(prepared),
-            *_query_notes(prepared.recipe),
-            *_partition_notes(prepared),
-            *prepared.audit.warnings,
-        ],
-    }
-
-
-def _left_out_notes(prepared: Prepared) -> Iterator[str]:
-    """Yield which cases the run does without; those of the test are missing from its result."""
-    for role, names in prepared.left_out.items():
-        every = len(names) + len(prepared.manifest.of_role(role))
-        text = f"data.leave_out: {len(names)} of {every} {role} cases are left out ({', '.join(names)})"
-        yield f"{text}: the result is of the others alone" if role == "test" else text
-
-
-def _window_notes(prepared: Prepared) -> Iterator[str]:
-    """Yield which images a window leaves nothing of."""
-    window, flat = prepared.recipe.data.window, prepared.store.constant()
-    if window is not None and flat:
-        more = ", …" if len(flat) > 5 else ""
-        yield (
-            f"data.window: {len(flat)} of {len(prepared.store.ids)} images are constant in [{window[0]:g}, {window[1]:g}] "
-            f"({', '.join(flat[:5])}{more}): are they in other units?"
-        )
-
-
-def _query_notes(recipe: Recipe) -> Iterator[str]:
-    """Yield what a reader must know of who was asked for labels."""
-    for index, stage in enumerate(recipe.stages):
-        if stage.annotator is None or stage.answers == "nobody":
-            continue
-        if registry.get("annotator", stage.annotator.name).oracle:  # type: ignore[attr-defined]  # a class of annotators
-            yield f"stages.{index}: {stage.annotator.name} chose what to ask by the hidden labels: a bound, not a result"
-        if stage.answers == "oracle":
-            yield f"stages.{index}: questions were answered from hidden labels of training cases: a simulation of people"
-
-
-def _partition_notes(prepared: Prepared) -> Iterator[str]:
-    """Yield which cases a stage cannot cut into parts."""
-    for index, stage in enumerate(prepared.recipe.stages):
-        for parts, count in prepared.too_short(stage).items():
-            yield f"stages.{index}: {count} cases have fewer than {parts} places along axis {prepared.through} and are left out"
-
-
-def _rater_notes(prepared: Prepared) -> Iterator[str]:
-    """Yield what a reader must know of cases with several raters."""
-    how = prepared.recipe.data.raters
-    if prepared.raters is not None:
-        yield raters.in_words(prepared.raters)
-    if how == "soft":
-        for index, stage in enumerate(prepared.recipe.stages):
-            strategy: Strategy = registry.made("strategy", stage.strategy)
-            if not strategy.soft_labels:
-                yield f"stages.{index}: {stage.strategy.name} as set does not learn from soft labels, but from the majority"
-    if any(case.label is None for case in prepared.evaluation_cases("test")):
-        yield f"evaluated against {'STAPLE' if how == 'staple' else 'the majority'} of the raters where there is no consensus"

@@ -23,13 +23,14 @@ from labeleff.data.manifest import Case
 from labeleff.data.provenance import HEADER
 from labeleff.data.raters import reference
 from labeleff.data.rounds import Rounds
+from labeleff.describing import describe
 from labeleff.errors import RunError
 from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.probe import course_of
 from labeleff.evaluation.tables import ROUND, rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
 from labeleff.predictor import FILE, processing_of
-from labeleff.prepared import Prepared, describe
+from labeleff.prepared import Prepared
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
 from labeleff.report.corrections import write_corrections

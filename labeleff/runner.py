@@ -33,9 +33,11 @@ from labeleff.evaluation.inference import segment
 from labeleff.evaluation.probe import Labelled, Probe, course_of, flatness
 from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
+from labeleff.labels import HIDDEN
 from labeleff.learner import Learner, StepMeans
 from labeleff.machine import cores
-from labeleff.prepared import HIDDEN, Prepared, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.recipe import Component, Recipe, Stage
 from labeleff.report.curves import corrected_windows, draw_curves, draw_diagnostics, has_curves

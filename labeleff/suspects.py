@@ -24,7 +24,8 @@ from labeleff.corruption import open_data
 from labeleff.data.formats.base import DataSet
 from labeleff.evaluation.inference import segment
 from labeleff.files import write_atomically, write_csv
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import load_recipe, to_mapping
 from labeleff.report.pictures import draw_case

@@ -36,7 +36,7 @@ from labeleff.data.formats.nifti import Nifti
 from labeleff.data.manifest import Source
 from labeleff.errors import DataError
 from labeleff.predictor import FILE, HEADER
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 
 from .test_predict import write_run

@@ -11,7 +11,7 @@ from labeleff.cli import app
 from labeleff.corruption import corrupt, open_data
 from labeleff.data.manifest import read_manifest
 from labeleff.errors import RunError
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_component, load_recipe
 from tests.conftest import tiny
 

@@ -12,7 +12,7 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.diagnostics import NoiseDiagnostics
 from labeleff.edits import Edit
 from labeleff.evaluation.inference import segment
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 from labeleff.sweep.grid import result_key

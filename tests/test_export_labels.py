@@ -16,7 +16,7 @@ from labeleff.edits import Edit
 from labeleff.errors import RunError
 from labeleff.export_labels import _sets, _Values, export_labels
 from labeleff.files import write_atomically
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe, to_yaml
 
 from .conftest import tiny

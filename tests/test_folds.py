@@ -53,7 +53,7 @@ def test_only_some_slices_are_labelled_and_only_they_are_drawn(tmp_path, cache):
     import numpy as np
 
     from labeleff.batch import IGNORE
-    from labeleff.prepared import prepare
+    from labeleff.prepare import prepare
 
     values = tiny(stages=[{"strategy": "supervised", "steps": 2, "batch": 4}])
     values["data"] = {

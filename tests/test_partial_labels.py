@@ -9,7 +9,7 @@ import pytest
 
 from labeleff import registry
 from labeleff.batch import IGNORE
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 
 from .conftest import tiny

@@ -23,7 +23,8 @@ from labeleff.evaluation.inference import count_windows, evaluating, predict_sla
 from labeleff.export import export
 from labeleff.predict import Wish, predict
 from labeleff.predictor import FILE, HEADER, Processing, _processing, open_predictor, processing_of
-from labeleff.prepared import make_backbone, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import make_backbone
 from labeleff.recipe_io import load_recipe, to_mapping
 from labeleff.unseen import read_unseen
 

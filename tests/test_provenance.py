@@ -14,7 +14,7 @@ from labeleff.data.provenance import Provenance, provenance_from, provenance_in
 from labeleff.errors import RunError
 from labeleff.export import export
 from labeleff.predictor import open_predictor
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 

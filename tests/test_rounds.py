@@ -16,7 +16,7 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.data.rounds import Rounds
 from labeleff.edits import Edit, Question
 from labeleff.errors import RecipeError, RunError, StoreError, Waiting
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 

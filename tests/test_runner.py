@@ -19,7 +19,8 @@ from labeleff.errors import RecipeError, RunError, StoreError
 from labeleff.evaluating import evaluate
 from labeleff.plugins import load_plugins
 from labeleff.predict import predict
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 

@@ -16,7 +16,8 @@ from labeleff.bundle.geometry import as_volume, grid_of, write_nifti
 from labeleff.data.rounds import Asked, Region, Rounds
 from labeleff.errors import RunError
 from labeleff.files import write_atomically, write_json
-from labeleff.prepared import Prepared, prepare
+from labeleff.prepare import prepare
+from labeleff.prepared import Prepared
 from labeleff.rundir import recipe_of
 
 SCHEMA = 1

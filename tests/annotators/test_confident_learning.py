@@ -13,7 +13,7 @@ from labeleff.batch import IGNORE, Progress
 from labeleff.data.annotations import AnnotationStore
 from labeleff.edits import Reviewed
 from labeleff.errors import RecipeError, RunError, SplitError
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.results import load_snapshot
 from labeleff.runner import resolve, run

@@ -7,7 +7,7 @@ import pytest
 from labeleff import registry
 from labeleff.data.rounds import Asked, Region, Rounds
 from labeleff.data.split import make_split
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.rundir import RunDirectory
 
@@ -93,7 +93,7 @@ def volumes(data):
 @pytest.fixture
 def waiting(tmp_path, monkeypatch):
     """A run on volumes with four awkward geometries; returns its folder and data."""
-    monkeypatch.setattr("labeleff.prepared.DEFAULT_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("labeleff.prepare.DEFAULT_CACHE", tmp_path / "cache")
     write_data(tmp_path / "set")
     dataset = {"name": "nifti", "path": str(tmp_path / "set"), "classes": ["background", "organ", "core"]}
     data = make_run(tmp_path / "run", dataset, patch=[8, 8, 4])

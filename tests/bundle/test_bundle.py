@@ -403,7 +403,7 @@ def test_a_crash_between_the_files_of_an_answer_leaves_nothing_half(bundle, monk
 
 
 def test_images_of_two_axes_and_one_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr("labeleff.prepared.DEFAULT_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("labeleff.prepare.DEFAULT_CACHE", tmp_path / "cache")
 
     def regions(data):
         return tuple(Region(i + 1, case, (3, 4), (5, 6)) for i, case in enumerate(data.split.unlabelled))
@@ -421,7 +421,7 @@ def test_images_of_two_axes_and_one_slice(tmp_path, monkeypatch):
 def test_resampled_runs_are_labelled_on_their_own_grid(tmp_path, monkeypatch):
     from .conftest import write_data
 
-    monkeypatch.setattr("labeleff.prepared.DEFAULT_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("labeleff.prepare.DEFAULT_CACHE", tmp_path / "cache")
     write_data(tmp_path / "set")
     dataset = {"name": "nifti", "path": str(tmp_path / "set"), "classes": ["background", "organ", "core"]}
     data = make_run(tmp_path / "run", dataset, patch=[8, 8, 4], spacing=[1.6, 1.6, 1.25])

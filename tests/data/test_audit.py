@@ -19,7 +19,7 @@ from labeleff.data.lookalikes import factors_for, matches, reduced
 from labeleff.data.manifest import Case, Manifest, Source, write_manifest
 from labeleff.data.split import make_split
 from labeleff.errors import SplitError
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 
 from ..conftest import tiny

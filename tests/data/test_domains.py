@@ -12,7 +12,7 @@ from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.data.split import make_split
 from labeleff.edits import Edit
 from labeleff.errors import RecipeError, SplitError, StoreError
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe import StreamBinding
 from labeleff.recipe_io import load_recipe
 from labeleff.registry import build

@@ -16,7 +16,7 @@ from labeleff.data.sampling import StreamPlan
 from labeleff.data.store import ImageStore
 from labeleff.edits import Edit
 from labeleff.errors import DataError, StoreError
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.registry import build
 

@@ -15,9 +15,9 @@ from labeleff import machine
 from labeleff.data import preparing, store
 from labeleff.data.manifest import Case, Source
 from labeleff.data.store import ImageStore
+from labeleff.describing import describe
 from labeleff.errors import DataError, RecipeError, StoreError
-from labeleff.prepared import describe
-from labeleff.prepared import prepare as prepare_run
+from labeleff.prepare import prepare as prepare_run
 from labeleff.recipe_io import load_recipe
 from tests.conftest import tiny
 

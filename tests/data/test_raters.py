@@ -21,9 +21,10 @@ from labeleff.data.manifest import Case, Manifest, Source, read_manifest, write_
 from labeleff.data.module import StepData, make_loader
 from labeleff.data.sampling import StreamPlan
 from labeleff.data.split import make_split
+from labeleff.describing import describe
 from labeleff.edits import Edit
 from labeleff.errors import DataError, RecipeError, SplitError, StoreError
-from labeleff.prepared import describe, prepare
+from labeleff.prepare import prepare
 from labeleff.recipe import Component
 from labeleff.recipe_io import load_recipe
 from labeleff.registry import build

@@ -10,9 +10,10 @@ from torch import nn
 from labeleff import registry
 from labeleff.backbones.taps import capture, encode, find_taps
 from labeleff.batch import Progress, Task
+from labeleff.describing import describe
 from labeleff.errors import RecipeError, ShapeError
 from labeleff.learner import images_counted
-from labeleff.prepared import describe, prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 from labeleff.strategies.glcl_global import GlclGlobal

@@ -8,7 +8,7 @@ import pytest
 from labeleff import registry
 from labeleff.data.annotations import AnnotationStore
 from labeleff.errors import RecipeError, SplitError
-from labeleff.prepared import prepare
+from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe, to_mapping
 from tests.conftest import tiny
 
