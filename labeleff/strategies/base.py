@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from labeleff.backbones.outputs import copy_of
 from labeleff.batch import Batch, Progress, Report, StepOutput, Stream, Task
 from labeleff.functional.ema import BufferRule, ema_update_
+from labeleff.functional.losses import DiceForm, segmentation_loss
 from labeleff.functional.schedules import early_decay
 
 
@@ -96,7 +97,7 @@ class Strategy(nn.Module, ABC):
 class Taught(Strategy):
     """A student beside a teacher that is the moving average of the students so far: what such methods have in common.
 
-    Subclasses set ``decay``, ``teacher_mode`` and ``buffer_rule`` where they read their options.
+    Subclasses set ``decay``, ``teacher_mode``, ``buffer_rule`` and ``dice`` where they read their options.
     """
 
     decay: float
@@ -110,6 +111,9 @@ class Taught(Strategy):
 
     buffer_rule: BufferRule
     """What happens to the teacher's norm statistics, see ``ema_update_``."""
+
+    dice: DiceForm
+    """Form of the Dice loss."""
 
     def streams(self) -> dict[str, Stream]:
         """Return labelled and unlabelled patches; without unlabelled cases only what labels teach is left."""
@@ -132,6 +136,12 @@ class Taught(Strategy):
     def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
         """Return the student and the teacher."""
         return {"student": backbone, "teacher": self.teacher}
+
+    def labels_alone(self, backbone: nn.Module, labelled: Batch) -> StepOutput:
+        """Return ``supervised``: a step without unlabelled cases."""
+        logits = backbone(labelled.image)
+        loss = segmentation_loss(logits, labelled.label, dice=self.dice)
+        return StepOutput({"supervised": loss}, {"labelled": logits.detach()})
 
 
 def fresh_copy(network: nn.Module, *, trainable: bool = False) -> nn.Module:

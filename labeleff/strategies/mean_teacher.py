@@ -60,8 +60,8 @@ class MeanTeacher(Taught):
             raise ValueError("weight and noise must be >= 0, rampup and decay in [0, 1]")
         self.weight, self.rampup, self.decay, self.ramp_decay = weight, rampup, decay, ramp_decay
         self.noise, self.teacher_mode = noise, teacher_mode
-        self.buffer_rule: BufferRule = buffers
-        self.dice: DiceForm = dice
+        self.buffer_rule = buffers
+        self.dice = dice
 
     def build(self, backbone: nn.Module, task: Task) -> None:
         """Make the teacher: a copy of the student as it starts."""
@@ -72,9 +72,7 @@ class MeanTeacher(Taught):
         """Return ``supervised`` and ``consistency``. The student sees both streams in one pass."""
         labelled, unlabelled = batch["labelled"], batch.get("unlabelled")
         if unlabelled is None:
-            logits = backbone(labelled.image)
-            loss = segmentation_loss(logits, labelled.label, dice=self.dice)
-            return StepOutput({"supervised": loss}, {"labelled": logits.detach()})
+            return self.labels_alone(backbone, labelled)
         count = len(labelled.image)
         logits = backbone(torch.cat([labelled.image, unlabelled.image]))
         with torch.no_grad():

@@ -86,8 +86,8 @@ class UncertaintyMeanTeacher(Taught):
         self.weight, self.rampup, self.threshold, self.samples = weight, rampup, threshold, samples
         self.sample_noise, self.dropout, self.scale = sample_noise, dropout, scale
         self.decay, self.ramp_decay, self.noise, self.teacher_mode = decay, ramp_decay, noise, teacher_mode
-        self.buffer_rule: BufferRule = buffers
-        self.dice: DiceForm = dice
+        self.buffer_rule = buffers
+        self.dice = dice
 
     def build(self, backbone: nn.Module, task: Task) -> None:
         """Make the teacher: a copy of the student as it starts, with dropout."""
@@ -100,9 +100,7 @@ class UncertaintyMeanTeacher(Taught):
         """Return ``supervised`` and ``consistency``. The student sees both streams in one pass."""
         labelled, unlabelled = batch["labelled"], batch.get("unlabelled")
         if unlabelled is None:
-            logits = backbone(labelled.image)
-            loss = segmentation_loss(logits, labelled.label, dice=self.dice)
-            return StepOutput({"supervised": loss}, {"labelled": logits.detach()})
+            return self.labels_alone(backbone, labelled)
         count = len(labelled.image)
         logits = backbone(torch.cat([labelled.image, unlabelled.image]))
         target, samples = self._look(unlabelled.image)
