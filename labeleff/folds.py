@@ -47,6 +47,7 @@ def pool_folds(recipe: Recipe, folder: Path, parts: Sequence[Mapping[str, Any]])
         "test_patients": sum(part["test_patients"] for part in whole),
         "evaluated_on": "folds",
         "notes": [f"{len(parts)} folds: each patient tested once, by a run that did not train on it"],
+        "warnings": [{"fold": i, **one} for i, part in enumerate(whole) for one in part.get("warnings", ())],
         "results": summarise(rows),
         "training_seconds": round(sum(part["training_seconds"] for part in whole), 1),
         "cases_sha256": file_digest(folder / "cases.csv"),

@@ -35,6 +35,7 @@ from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
 from labeleff.report.corrections import write_corrections
 from labeleff.report.pictures import draw_case, draw_raters, overlay_grid, select_cases
+from labeleff.report.words import warning_in_words
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
 from labeleff.strategies.base import Strategy
@@ -187,6 +188,7 @@ class Results:
             "selection": chosen,
             "predictor": next(iter(networks)),
             "steps": [stage.steps for stage in self.recipe.stages],
+            "warnings": self.log.warnings(),
             "extensions": self._extensions(),
             "validation": history,
             "probe": self._courses(),
@@ -361,6 +363,8 @@ def show(name: str, summary: Mapping[str, Any]) -> None:
     console().print("95 %: bootstrap over test patients, for this training run only; missed and spurious: cases")
     for note in summary["notes"]:
         console().print(f"note: {note}")
+    for one in summary.get("warnings", ()):
+        console().print(f"warning: {warning_in_words(one)}")
 
 
 def compare(recipe: Recipe, folder: Path, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

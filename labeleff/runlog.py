@@ -72,6 +72,7 @@ class RunLog:
         self.latest: dict[str, float] = {}
         self.interactive = write and console().is_terminal
         self._lines: list[str] = []
+        self._warned: set[tuple[int, str]] = set()
         self._board: Any = None
         self._offsets = [sum(stage.steps for stage in recipe.stages[:index]) for index in range(len(recipe.stages) + 1)]
 
@@ -80,6 +81,7 @@ class RunLog:
         self._lines.clear()
         if self.write:
             self.directory.cut_metrics(stage, step)
+            self._warned = {(where, found["what"]) for where, _, found in self._kept("warning")}
             from torch.utils.tensorboard import SummaryWriter
 
             purge = self._offsets[stage] + step + 1
@@ -120,9 +122,33 @@ class RunLog:
 
     def noted(self, stage: int, what: str) -> list[tuple[int, dict[str, Any]]]:
         """Return steps and values of what was noted in a stage so far, by this process and those before it."""
+        return [(step, values) for where, step, values in self._kept(what) if where == stage]
+
+    def _kept(self, what: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Yield stage, step and values of what was noted so far."""
         self.flush()
-        lines = [json.loads(line) for line in self.directory.metrics.read_text().splitlines() if f'"{what}"' in line]
-        return [(line["step"], line[what]) for line in lines if what in line and line["stage"] == stage]
+        text = self.directory.metrics.read_text() if self.directory.metrics.exists() else ""
+        for line in (json.loads(line) for line in text.splitlines() if f'"{what}"' in line):
+            if what in line:
+                yield line["stage"], line["step"], line[what]
+
+    def warn(self, stage: int, step: int, what: str, words: str) -> None:
+        """Say that learning goes wrong, and keep it for the summary: once in a stage, however often it was stopped.
+
+        Args:
+            stage: Number of the stage.
+            step: Steps done.
+            what: Names what is the matter.
+            words: Says it.
+        """
+        if self.write and (stage, what) not in self._warned:
+            self._warned.add((stage, what))
+            self.say(f"stage {stage}, step {step}: {words}")
+            self._lines.append(json.dumps({"stage": stage, "step": step, "warning": {"what": what, "words": words}}))
+
+    def warnings(self) -> list[dict[str, Any]]:
+        """Return ``stage``, ``step`` and ``words`` of all warnings of the run."""
+        return [{"stage": stage, "step": step, "words": found["words"]} for stage, step, found in self._kept("warning")]
 
     def image(self, stage: int, step: int, name: str, picture: NDArray[np.uint8]) -> None:
         """Show a picture [3, H, W] in TensorBoard."""

@@ -46,7 +46,7 @@ from labeleff.results import Results, best_of, compare, keep_snapshot, load_snap
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
 from labeleff.signals import StopRequest, interrupted, stopping_at_once
-from labeleff.strategies.base import Strategy
+from labeleff.strategies.base import LearningWarning, Strategy
 
 PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -178,6 +178,8 @@ class _Edge(lightning.Callback):
         self.step = step
         if step % every == 0 or step == self.learner.stage.steps:
             self.run.log.step(self.learner.index, step, means.read())
+        for what, words in self.learner.strategy.warned.items():
+            self.run.log.warn(self.learner.index, step, what, words)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
         self.stop.listen()  # after Lightning has put its own handlers in place
@@ -416,6 +418,7 @@ class Run:
         spec, stage = self.recipe.trainer, learner.stage
         with StopRequest() as stop, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning")
+            warnings.filterwarnings("ignore", category=LearningWarning)  # the log says it
             logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
             edge = _Edge(self, learner, stop, end)
             title = f"stage {learner.index + 1}/{len(self.recipe.stages)} {stage.strategy.name}"
@@ -562,7 +565,7 @@ class Run:
             values = self.probe.measure(self.backbone, map(self._probed, labelled))  # one case in memory at a time
             self.log.probe(index, step, values)
             if warning := flatness(values):
-                self.log.say(f"stage {index}, step {step}: {warning}")
+                self.log.warn(index, step, "features", warning)
             if step == self.recipe.stages[index].steps and (course := course_of(self.log.noted(index, "probe"))):
                 self.log.say(f"stage {index}: {course.said}")
             if self.recipe.evaluation.pictures:

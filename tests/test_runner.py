@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 from labeleff import registry
+from labeleff.batch import IGNORE, StepOutput
 from labeleff.data.formats.phantom import Phantom
 from labeleff.errors import RecipeError, RunError, StoreError
 from labeleff.evaluating import evaluate
@@ -23,6 +25,7 @@ from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
+from labeleff.strategies.base import Strategy
 
 from .conftest import command_line, tiny
 
@@ -48,6 +51,36 @@ def test_everything_is_in_the_run_directory(finished):
     assert all(np.isfinite(row["lr"]) for row in lines)
     versions = json.loads((folder / "environment.json").read_text())["packages"]
     assert versions["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_what_a_strategy_warns_of_is_kept_once_however_often_the_run_stops(tmp_path, cache, own_registry, capsys):
+    crashes = [RuntimeError("gone")]
+
+    @registry.register("strategy", "worried")
+    class Worried(Strategy):
+        """L = CE, with a bad feeling."""
+
+        def step(self, backbone, batch, progress):
+            if progress.step == 4 and crashes:
+                raise crashes.pop()
+            for what in ["loss"] if progress.step < 5 else ["loss", "end"]:
+                if progress.step >= 2:
+                    self.warn(what, f"{what} is bad", progress)
+            logits = backbone(batch["labelled"].image)
+            return StepOutput({"ce": cross_entropy(logits, batch["labelled"].label, ignore_index=IGNORE)}, {})
+
+    recipe = load_recipe(tiny(stages=[{"strategy": "worried", "steps": 6}] * 2))
+    with pytest.raises(RuntimeError, match="gone"):  # between the checkpoint at step 4 and the next
+        run(recipe, tmp_path, cache=cache)
+    summary = run(recipe, tmp_path, cache=cache)
+    assert summary["warnings"] == [
+        {"stage": stage, "step": step, "words": words}
+        for stage in (0, 1)
+        for step, words in ((3, "loss is bad"), (6, "end is bad"))
+    ]
+    said = capsys.readouterr().out
+    assert said.count("stage 0, step 3: loss is bad") == 2  # as it happens, and at the end
+    assert "warning: stage 1, step 6: end is bad" in said
 
 
 def test_cases_and_summary_agree(finished):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 
 import torch
 from torch import Tensor
@@ -39,40 +38,27 @@ def follow_(mean: Tensor, new: Tensor, step: int) -> None:
 
 
 def watch_(
-    means: Tensor,
-    loss: Tensor,
-    nothing: Tensor,
-    progress: Progress,
-    *,
-    said: bool,
-    what: str,
-    advice: str,
-    told: Tensor | None = None,
-) -> bool:
-    """Follow a loss and what can be had for nothing, warn where they are still near by now, and return whether that was said.
+    means: Tensor, loss: Tensor, nothing: Tensor, progress: Progress, *, told: Tensor | None = None
+) -> tuple[float, float] | None:
+    """Follow a loss and what can be had for nothing; where they are still near by now, return the running means of both.
 
     Args:
         means: [2], or [3] with ``told``; moved in place, read at looks alone (which waits for the device).
         loss: Of this step.
         nothing: What it would be if nothing were told apart.
         progress: The step.
-        said: Whether it was said before: it is said once.
-        what: Both values in words, with ``{now}`` and ``{nothing}`` in their places.
-        advice: What may help.
         told: Correlation of what is predicted with the truth, for losses that a few bad misses decide: where its mean is
-            above ``TELLS`` nothing is said.
+            above ``TELLS`` something is learnt.
     """
     new = [loss.detach(), nothing] if told is None else [loss.detach(), nothing, told]
     follow_(means, torch.stack([value.to(means) for value in new]), progress.step)
     patience = max(PATIENCE, PATIENT_SHARE * progress.total)
-    if said or progress.step < patience or progress.step % LOOK_EVERY != LOOK_EVERY - 1:
-        return said
+    if progress.step < patience or progress.step % LOOK_EVERY != LOOK_EVERY - 1:
+        return None
     now, idle, *known = means.tolist()
     if not now >= STUCK * idle > 0 or any(value > TELLS for value in known):
-        return False
-    values = what.format(now=f"{now:.3f}", nothing=f"{idle:.3f}")
-    warnings.warn(f"step {progress.step + 1}: {values}: it is not learning; {advice}", stacklevel=3)
-    return True
+        return None
+    return now, idle
 
 
 def is_gone(predicted: float, usual: float) -> bool:

@@ -22,7 +22,7 @@ from labeleff.report.analysis import TABLES, Analysis
 from labeleff.report.cells import PRIMARY, Row, variant
 from labeleff.report.figures import Style
 from labeleff.report.templates import template
-from labeleff.report.words import number
+from labeleff.report.words import number, warning_in_words
 from labeleff.sweep.collect import Record
 
 PICTURE_CHARACTERS = 1_600_000
@@ -149,6 +149,7 @@ def render(analysis: Analysis, shown: Sequence[Shown]) -> str:
         rounded=rounded,
         p_value=p_value,
         saving=saving,
+        short=short,
         inline=lambda drawing: Markup(figures.inline(drawing.svg)),  # noqa: S704  # matplotlib escapes what it writes
         metrics=METRICS,
         fonts=figures.FONTS,
@@ -158,6 +159,11 @@ def render(analysis: Analysis, shown: Sequence[Shown]) -> str:
         scored=sorted(
             {(variant(r), r.summary["predictor"], r.summary["selection"]) for r in analysis.collected.records}
         ),
+        warnings=[
+            f"{variant(run)}, {run.labelled} labels, draw {run.draw}, seed {run.seed}: {warning_in_words(warning)}"
+            for run in analysis.collected.records
+            for warning in run.summary.get("warnings", ())
+        ],
         run_notes=list(dict.fromkeys(text for r in analysis.collected.records for text in r.summary["notes"])),
     )
 
@@ -180,6 +186,13 @@ def rounded(value: Any, what: str, *, signed: bool = False) -> str:
 def p_value(value: float | None) -> str:
     """Return a p value; the smallest ones as below 0.001."""
     return "<0.001" if value is not None and value < 0.001 else number(value)
+
+
+def short(verdict: str) -> str:
+    """Return a verdict as it stands in a column; what else it says is said once below the table."""
+    return (
+        verdict.split(";")[0].replace("no evidence of a gain", "no evidence").replace(" by the interval", " (interval)")
+    )
 
 
 def saving(row: Row) -> str:

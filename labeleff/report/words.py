@@ -207,3 +207,9 @@ def _saved(row: Row, baseline: str) -> str:
         return f"{baseline} is there already with its smallest budget"
     interval = f" (95 %: {number(row['low'], 1)} to {number(row['high'], 1)})" if row["low"] is not None else ""
     return f"for that score {baseline} needs {number(row['factor'], 1)} times as many labels{interval}"
+
+
+def warning_in_words(warning: Mapping[str, Any]) -> str:
+    """Return one entry of a summary's ``warnings`` as a line."""
+    fold = f"fold {warning['fold']}, " if "fold" in warning else ""
+    return f"{fold}stage {warning['stage']}, step {warning['step']}: {warning['words']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,10 @@ from labeleff.batch import Batch, Progress, Report, StepOutput, Stream, Task
 from labeleff.functional.ema import BufferRule, ema_update_
 from labeleff.functional.losses import DiceForm, segmentation_loss
 from labeleff.functional.schedules import early_decay
+
+
+class LearningWarning(UserWarning):
+    """Learning goes wrong in a way that numbers show. A run prints it, and keeps it in its summary."""
 
 
 class Strategy(nn.Module, ABC):
@@ -53,6 +58,10 @@ class Strategy(nn.Module, ABC):
     said: str = ""
     """What :meth:`build` has to say, for the log."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned: dict[str, str] = {}
+
     def streams(self) -> dict[str, Stream]:
         """Return the streams this instance draws from. Default: labelled patches."""
         return {"labelled": Stream("labelled")}
@@ -88,6 +97,18 @@ class Strategy(nn.Module, ABC):
     def predictors(self, backbone: nn.Module) -> dict[str, nn.Module]:
         """Return what can be evaluated; the first is the default and the one handed on. Each returns logits."""
         return {"student": backbone}
+
+    def warn(self, what: str, words: str, progress: Progress) -> None:
+        """Warn that learning goes wrong: once in a stage of each thing that can.
+
+        Args:
+            what: The thing, such as a class; one that was warned of is passed over.
+            words: What is the matter, with numbers, and what may help.
+            progress: Where the stage stands.
+        """
+        if what not in self.warned:
+            self.warned[what] = words
+            warnings.warn(f"step {progress.step + 1}: {words}", LearningWarning, stacklevel=3)
 
     def inherit(self, previous: Mapping[str, Tensor]) -> Report:
         """Take over state of the previous stage's strategy. Default: nothing, and say so."""

@@ -110,7 +110,6 @@ class GlclGlobal(Strategy):
         self.sizes = {"grid": grid, "hidden": hidden, "projection": projection}
         self.bottleneck = bottleneck
         self._flat: dict[int, Tensor] = {}
-        self._warned = False
         self.means: Tensor
 
     def streams(self) -> dict[str, Stream]:
@@ -143,15 +142,13 @@ class GlclGlobal(Strategy):
 
     def _watch(self, loss: Tensor, flat: Tensor, progress: Progress) -> None:
         """Say once where the loss stays what it is with all cosines equal."""
-        self._warned = watch_(
-            self.means,
-            loss,
-            flat,
-            progress,
-            said=self._warned,
-            what="the contrast is {now}, and {nothing} where nothing is told apart",
-            advice="change the rate, take more images per step, and make sure that volumes are oriented alike",
-        )
+        if near := watch_(self.means, loss, flat, progress):
+            self.warn(
+                "contrast",
+                f"the contrast is {near[0]:.3f}, and {near[1]:.3f} where nothing is told apart: it is not learning; "
+                "change the rate, take more images per step, and make sure that volumes are oriented alike",
+                progress,
+            )
 
     def _loss(self, z: Tensor, ids: dict[str, Tensor]) -> Tensor:
         return global_loss(z, scheme=self.scheme, **ids, temperature=self.temperature)

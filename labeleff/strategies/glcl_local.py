@@ -116,7 +116,6 @@ class GlclLocal(Strategy):
         self.projection, self.level, self.encoder_mode = projection, level, encoder_mode
         self.bottleneck, self.decoder = bottleneck, decoder
         self._flat: dict[int, Tensor] = {}
-        self._warned = False
         self.means: Tensor
 
     def streams(self) -> dict[str, Stream]:
@@ -180,15 +179,13 @@ class GlclLocal(Strategy):
 
     def _watch(self, loss: Tensor, flat: Tensor, progress: Progress) -> None:
         """Say once where the loss stays what it is with all cosines equal."""
-        self._warned = watch_(
-            self.means,
-            loss,
-            flat,
-            progress,
-            said=self._warned,
-            what="the contrast is {now}, and {nothing} where nothing is told apart",
-            advice="change the rate or the level, and make sure that the stage before it has learnt",
-        )
+        if near := watch_(self.means, loss, flat, progress):
+            self.warn(
+                "contrast",
+                f"the contrast is {near[0]:.3f}, and {near[1]:.3f} where nothing is told apart: it is not learning; "
+                "change the rate or the level, and make sure that the stage before it has learnt",
+                progress,
+            )
 
     def _loss(self, maps: Tensor, project: nn.Module | None = None) -> Tensor:
         return local_loss(

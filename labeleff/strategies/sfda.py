@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -85,7 +84,6 @@ class Sfda(Strategy):
         self.entropy, self.kl, self.ratio, self.direction, self.eps = entropy, kl, ratio, direction, eps
         self.class_weights, self.labelled = class_weights, labelled
         self.trainable, self.norm_stats, self.memory = trainable, norm_stats, memory
-        self._warned: set[str] = set()
         self.shares: Tensor
         self.visits: Tensor
         self.means: Tensor
@@ -211,17 +209,16 @@ class Sfda(Strategy):
         """Warn, once each, of classes that have all but gone, and of predictions that are certain of everything."""
         for k, name in enumerate(self.task.classes):
             predicted, expected = self.means[:, k].tolist()
-            if is_gone(predicted, expected) and name not in self._warned:
-                self._warned.add(name)
-                warnings.warn(
-                    f"step {progress.step + 1}: {name!r} is predicted in {predicted:.2%} of the voxels and expected in "
-                    f"{expected:.2%}: it is collapsing; lower the rate, or check the prior",
-                    stacklevel=2,
+            if is_gone(predicted, expected):
+                self.warn(
+                    f"class {name}",
+                    f"{name!r} is predicted in {predicted:.2%} of the voxels and expected in {expected:.2%}: it is collapsing; "
+                    "lower the rate, or check the prior",
+                    progress,
                 )
-        if self.entropy and float(entropy) < SMALLEST_ENTROPY * self.entropy and "" not in self._warned:
-            self._warned.add("")
-            warnings.warn(
-                f"step {progress.step + 1}: the mean entropy is {float(entropy):.1e}: nothing is left to learn from; the "
-                "predictions may have collapsed",
-                stacklevel=2,
+        if self.entropy and float(entropy) < SMALLEST_ENTROPY * self.entropy:
+            self.warn(
+                "entropy",
+                f"the mean entropy is {float(entropy):.1e}: nothing is left to learn from; the predictions may have collapsed",
+                progress,
             )

@@ -5,7 +5,6 @@ Xia et al., WACV 2020, arXiv:1811.12506, and MedIA 2020, arXiv:2006.16806. No co
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -119,7 +118,6 @@ class Umct(Strategy):
         self.dropout, self.dropout_at, self.initial = dropout, dropout_at, initial
         self.asymmetric: Literal["none", "encoder", "all"] = asymmetric
         self._tried = False
-        self._warned: set[tuple[str, str]] = set()
         self.shares: Tensor
         self.settled: Tensor
 
@@ -296,12 +294,12 @@ class Umct(Strategy):
         for row, who in enumerate(self.names):
             for k, name in enumerate(self.task.classes):
                 gone, flooding = is_gone(now[row][k], start[row][k]), is_flooding(now[row][k], start[row][k])
-                if (gone or flooding) and (who, name) not in self._warned:
-                    self._warned.add((who, name))
-                    warnings.warn(
-                        f"step {progress.step + 1}: {who} predicts {name!r} in {now[row][k]:.2%} of unlabelled voxels, and in "
+                if gone or flooding:
+                    self.warn(
+                        f"{who}: {name}",
+                        f"{who} predicts {name!r} in {now[row][k]:.2%} of unlabelled voxels, and in "
                         f"{start[row][k]:.2%} as the stage started: it is collapsing; lower the rate, or the weight",
-                        stacklevel=2,
+                        progress,
                     )
 
 

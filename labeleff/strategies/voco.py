@@ -178,7 +178,6 @@ class Voco(Strategy):
         self.flip, self.rot90, self.offset, self.offset_probability = flip, rot90, offset, offset_probability
         self.reach_edge = reach_edge
         self._seen: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._warned = False
         self.means: Tensor
 
     def streams(self) -> dict[str, Stream]:
@@ -395,17 +394,14 @@ class Voco(Strategy):
         The loss punishes what is far off hard, and is near that of a constant where places are told well. So it is said only
         where what is predicted has hardly anything to do with the truth either.
         """
-        self._warned = watch_(
-            self.means,
-            position,
-            constant,
-            progress,
-            said=self._warned,
-            told=told,
-            what="the loss of positions is {now}, and {nothing} for one answer to every place",
-            advice="change the rate, take more crops or windows per step, and make sure that images share orientation and "
-            "field of view",
-        )
+        if near := watch_(self.means, position, constant, progress, told=told):
+            self.warn(
+                "positions",
+                f"the loss of positions is {near[0]:.3f}, and {near[1]:.3f} for one answer to every place: it is not learning; "
+                "change the rate, take more crops or windows per step, and make sure that images share orientation and field of "
+                "view",
+                progress,
+            )
 
 
 def _pieces(image: Tensor, boxes: Sequence[Tensor] | Tensor) -> list[Tensor]:

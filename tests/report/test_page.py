@@ -13,7 +13,7 @@ import pytest
 
 from labeleff.report.analysis import TABLES, analyse
 from labeleff.report.figures import styles
-from labeleff.report.page import DIGITS, csv_text, exact, saving, write_report
+from labeleff.report.page import DIGITS, csv_text, exact, saving, short, write_report
 from labeleff.sweep.collect import collect
 
 from ..sweep.fake import fake_sweep
@@ -24,8 +24,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Two data sets, a clear gain, a run left out, published numbers, pictures."""
-    return fake_sweep(
+    """Two data sets, a clear gain, a run left out, published numbers, pictures, a warning."""
+    folder = fake_sweep(
         tmp_path_factory.mktemp("sweep"),
         methods=("supervised", "bcp"),
         budgets=(2, "all"),
@@ -47,6 +47,11 @@ def sweep(tmp_path_factory):
             }
         ],
     )
+
+    (path,) = (folder / "runs").glob("one-bcp-n2-d1-*/summary.json")
+    warned = {"warnings": [{"stage": 1, "step": 40, "words": f"it collapses {NASTY}"}]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | warned))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,11 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page(folder):
     return Page((folder / "index.html").read_text())
+
+
+def test_warnings_of_runs_are_listed_by_run(folder):
+    said = f"bcp, 2 labels, draw 1, seed 0: stage 1, step 40: it collapses {NASTY}"
+    assert said in Page((folder / "index.html").read_text()).seen
 
 
 def test_csv_files_are_the_tables(analysis, folder):
@@ -233,6 +243,19 @@ def test_savings_in_words(censored, factor, said):
     assert saving({"baseline": "supervised", "censored": censored, "factor": factor}) == said
 
 
+def test_verdicts_fit_in_a_column():
+    given = (
+        "gain by the interval; too few draws for a test",
+        "no evidence of a gain",
+        "fewer than 2 draws: no interval",
+    )
+    assert [short(verdict) for verdict in given] == [
+        "gain (interval)",
+        "no evidence",
+        "fewer than 2 draws: no interval",
+    ]
+
+
 def test_styles_are_told_apart():
     found = styles([f"method{i}" for i in range(20)], "method0")
     assert found["method0"].css == "currentColor"
@@ -266,6 +289,7 @@ addEventListener('load', () => {
     found.dispatchEvent(new Event('change', { bubbles: true }));
   };
   const result = { width: innerWidth, wide: document.documentElement.scrollWidth, first: shown().length };
+  result.over = table.parentElement.scrollWidth - table.parentElement.clientWidth;
   document.querySelectorAll('details').forEach(part => part.open = true);
   result.open = document.documentElement.scrollWidth;
   heads[column('Mean')].firstElementChild.click();
@@ -336,6 +360,7 @@ def test_in_a_browser(browsed, theme, width):
     assert result["width"] == width
     assert result["wide"] <= width
     assert result["open"] <= width, "details opened"
+    assert result["over"] <= 0 or width < 1280, "the table of comparisons is not cut"
     assert result["first"] == 4, "two methods at two budgets: mean Dice only"
     direction, means = result["up"]
     assert direction == "ascending"
