@@ -19,6 +19,7 @@ from labeleff import registry
 from labeleff.batch import derive_seed
 from labeleff.describing import describe
 from labeleff.learner import Learner, make_optimiser
+from labeleff.machine import in_bytes
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared, device_of
 from labeleff.process import set_up_process
@@ -126,7 +127,7 @@ def _print(recipe: Recipe, result: dict[str, Any]) -> None:
     out.print(table)
     out.print(
         f"estimate on {result['device']}: {result['total_seconds'] / 60:.1f} minutes, "
-        f"{result['peak_memory_bytes'] / 2**30:.1f} GiB of memory at the most seen here"
+        f"{in_bytes(result['peak_memory_bytes'])} of memory at the most seen here"
     )
     for note in result["notes"]:
         out.print(f"note: {note}")

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
-from labeleff.machine import cores
+from labeleff.machine import cores, in_bytes
 from labeleff.prepare import DEFAULT_CACHE
 
 State = Literal["good", "note", "bad"]
@@ -114,18 +114,14 @@ def _devices() -> Iterator[Finding]:
             continue
         state: State = "good" if works else "bad"
         said = "" if works else ", and computes wrongly"
-        yield Finding(state, "gpu", f"{name} (cuda:{index}), {_size(free)} of {_size(total)} free{said}")
+        yield Finding(state, "gpu", f"{name} (cuda:{index}), {in_bytes(free)} of {in_bytes(total)} free{said}")
 
 
 def _memory() -> str:
     try:
-        return f"{_size(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))} of memory"
+        return f"{in_bytes(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))} of memory"
     except (ValueError, OSError, AttributeError):
         return "memory unknown"
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB"
 
 
 def _data(value: str) -> Finding:
@@ -156,7 +152,7 @@ def _folder(what: str, folder: Path) -> Finding:
     except OSError as error:
         return Finding("bad", what, f"{folder} cannot be written to ({error.strerror}); give another one")
     free = shutil.disk_usage(there).free
-    words = f"{folder}, {_size(free)} free"
+    words = f"{folder}, {in_bytes(free)} free"
     if free < LEAST_DISK:
         return Finding("bad", what, f"{words}: too little for checkpoints and prepared images; make room")
     return Finding("note" if free < LITTLE_DISK else "good", what, words)

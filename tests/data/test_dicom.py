@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from labeleff.data.formats import dicom_files
 from labeleff.data.formats.dicom import Dicom
 from labeleff.data.formats.manifest_file import ManifestFile
 from labeleff.data.formats.nih_pancreas import NihPancreas
@@ -100,6 +101,22 @@ def test_geometry_is_that_of_the_same_series_as_nifti(tmp_path, turn, suffix):
     index = np.linalg.inv(data.affine(case)) @ (*(place * (-1, -1, 1)), 1)
     assert np.allclose(index, np.rint(index), atol=1e-4)
     assert found[0][tuple(np.rint(index[:3]).astype(int))] == voxels[2, 3, 4]
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The names of files whose headers are read."""
+    names, opened = [], dicom_files._opened
+    monkeypatch.setattr(dicom_files, "_opened", lambda path: (names.append(path.name), opened(path))[1])
+    return names
+
+
+def test_headers_are_read_once(tmp_path, read):
+    write_series(tmp_path / "one")
+    Dicom(path=str(tmp_path)).manifest()
+    assert sorted(read) == ["s00_1.dcm"] + [
+        f"s{n:02}_1.dcm" for n in range(5)
+    ]  # one again: is the folder named as its patient?
 
 
 def test_labels_roles_index_and_the_store(tmp_path):
@@ -241,7 +258,7 @@ def test_without_simpleitk_it_is_said_what_is_needed(tmp_path, monkeypatch):
         index_folder(tmp_path)
 
 
-def test_the_pancreas_as_it_comes_from_the_archive(tmp_path):
+def test_the_pancreas_as_it_comes_from_the_archive(tmp_path, read):
     """Series lie two folders down, beside scouts of one slice; labels count to the left, the back and upwards."""
     upright = (1.0, 0, 0, 0, 1, 0, 0, 0, 1)  # the patient's left, back and head
     for number in (2, 64):
@@ -252,6 +269,7 @@ def test_the_pancreas_as_it_comes_from_the_archive(tmp_path):
         nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / f"label{number:04d}.nii.gz")
     data = NihPancreas(path=str(tmp_path), labels="series")
     manifest = data.manifest()
+    assert sorted(read) == sorted(["s00_2.dcm", *(f"s{n:02}_1.dcm" for n in range(5))] * 2)  # once each
     assert [(case.id, case.role) for case in manifest.cases] == [("PANCREAS_0002", "train"), ("PANCREAS_0064", "test")]
     for case in manifest.cases:
         assert case.spacing == pytest.approx((0.75, 1.25, 2.5))

@@ -72,7 +72,7 @@ class Dicom(FileSet):
                 dicom_files.stack(slices)
             except DataError as error:
                 self.notes.append(f"case {name!r} cannot be read: {error}")
-        with_spacing, channels = with_headers(cases, axes=3, where=str(folder))
+        with_spacing, channels = with_headers(cases, axes=3, where=str(folder), series=images)
         return Manifest(folder.resolve().name, with_spacing, self.classes, 3, channels, self.slice_axis)
 
 

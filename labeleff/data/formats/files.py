@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from labeleff.data.formats.base import (
     read_npz,
     required_label,
 )
+from labeleff.data.formats.dicom_files import Slice
 from labeleff.data.manifest import Case, Manifest, Source
 from labeleff.errors import DataError
 
@@ -190,11 +191,19 @@ def described(case: Case, *, axes: int) -> tuple[int, tuple[float, ...] | None]:
     return channels, spacing if axes == 3 else None
 
 
-def with_headers(cases: Sequence[Case], *, axes: int, where: str) -> tuple[tuple[Case, ...], int]:
+def with_headers(
+    cases: Sequence[Case], *, axes: int, where: str, series: Mapping[str, list[Slice]] | None = None
+) -> tuple[tuple[Case, ...], int]:
     """Return cases with the spacing of their headers, and the channels that all of them have.
 
     Pictures in grey and in colour side by side count as colour. A case whose header cannot be read is named when its image is:
     an audit names all of them, and a run may do without it.
+
+    Args:
+        cases: Without spacing.
+        axes: Axes of a case.
+        where: The folder, for messages.
+        series: Slices of the cases that are DICOM, by the cases' names: headers of hundreds of files, not to be read again.
 
     Raises:
         DataError: No header can be read, or cases differ in their channels.
@@ -202,7 +211,8 @@ def with_headers(cases: Sequence[Case], *, axes: int, where: str) -> tuple[tuple
     found, broken = [], []
     for case in cases:
         try:
-            found.append(described(case, axes=axes))
+            slices = (series or {}).get(case.id)
+            found.append((1, _of_stack(slices, case)) if slices is not None else described(case, axes=axes))
         except DataError as error:
             found.append((0, None))
             broken.append(error)
@@ -218,6 +228,14 @@ def with_headers(cases: Sequence[Case], *, axes: int, where: str) -> tuple[tuple
             f"{where}: case {cases[odd].id!r} has {found[odd][0]} channels, most cases have {usual}; all cases need the same ones"
         )
     return tuple(replace(c, spacing=s) for c, (_, s) in zip(cases, found, strict=True)), numbers.pop() if numbers else 1
+
+
+def _of_stack(slices: list[Slice], case: Case) -> tuple[float, ...]:
+    """Return the spacing of a DICOM series, mm."""
+    try:
+        return nifti_files.voxel_size(dicom_files.stack(slices))
+    except DataError as error:
+        raise DataError(f"case {case.id!r}: {error}") from error
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def header_of(path: Path, name: str) -> tuple[int, tuple[int, ...], tuple[float,
         DataError: It cannot be read.
     """
     image = load(path, name, channels=True)
-    return int(np.prod(image.shape[3:], dtype=int)), tuple(image.shape[:3]), _spacing(image)
+    return int(np.prod(image.shape[3:], dtype=int)), tuple(image.shape[:3]), voxel_size(image)
 
 
 def spacing_of(path: Path, name: str) -> tuple[float, ...]:
@@ -128,10 +128,11 @@ def spacing_of(path: Path, name: str) -> tuple[float, ...]:
     Raises:
         DataError: It cannot be read.
     """
-    return _spacing(load(path, name, channels=True))
+    return voxel_size(load(path, name, channels=True))
 
 
-def _spacing(image: Any) -> tuple[float, ...]:
+def voxel_size(image: Any) -> tuple[float, ...]:
+    """Return the size of the voxels of nibabel's image, mm."""
     return tuple(round(float(z), 6) for z in image.header.get_zooms()[:3])
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from labeleff.data.formats import dicom_files
 from labeleff.data.formats.base import data_folder
+from labeleff.data.formats.dicom_files import Slice
 from labeleff.data.formats.files import FileSet, with_headers
 from labeleff.data.formats.nifti_files import NEAR, affine_of, channel_voxels
 from labeleff.data.formats.volumes import numbered
@@ -58,7 +59,8 @@ class NihPancreas(FileSet):
         folder = data_folder(self.path)
         labels = numbered(folder, r"label(\d{4})")
         images = numbered(folder, r"(?:PANCREAS_?|image_?|img_?)?(\d{4})(?:_0000)?")
-        images = images or _series(folder)
+        series = {} if images else _series(folder)
+        images = images or {number: min(one.path for one in slices) for number, slices in series.items()}
         if not images:
             raise DataError(
                 f"{folder}: no volumes; expected PANCREAS_NNNN, of DICOM files or .nii.gz, and labelNNNN.nii.gz"
@@ -67,7 +69,7 @@ class NihPancreas(FileSet):
             self.notes.append(f"left out, since TCIA has taken them back as copies: {', '.join(map(str, copies))}")
         cases, bare = [], 0
         for number, image in images.items():
-            name, label = f"PANCREAS_{number:04d}", labels.get(number)
+            name, label = _name(number), labels.get(number)
             source = Source(label) if label is not None else None
             if number <= LAST:
                 cases.append(Case(name, name, (Source(image),), source))
@@ -77,7 +79,8 @@ class NihPancreas(FileSet):
                 bare += 1
         if bare:
             self.notes.append(f"{bare} images of the test have no label: left out")
-        rows, channels = with_headers(cases, axes=3, where=str(folder))
+        named = {_name(number): slices for number, slices in series.items()}
+        rows, channels = with_headers(cases, axes=3, where=str(folder), series=named)
         official = tuple(case.patient for case in rows if case.role == "train")
         return Manifest("nih_pancreas", rows, ("background", "pancreas"), 3, channels, 2, official)
 
@@ -93,12 +96,16 @@ class NihPancreas(FileSet):
         return super()._stored(source, case)
 
 
-def _series(folder: Path) -> dict[int, Path]:
-    """Return a slice of the longest series below each folder ``PANCREAS_NNNN``, by its number."""
-    found: dict[int, Path] = {}
+def _name(number: int) -> str:
+    return f"PANCREAS_{number:04d}"
+
+
+def _series(folder: Path) -> dict[int, list[Slice]]:
+    """Return the longest series below each folder ``PANCREAS_NNNN``, by its number."""
+    found: dict[int, list[Slice]] = {}
     for place in sorted(path for path in folder.rglob("PANCREAS_[0-9][0-9][0-9][0-9]") if path.is_dir()):
         series, _ = dicom_files.series_in(place)
         longest = max(series.values(), key=len, default=[])
         if len(longest) > 1:
-            found[int(place.name[-4:])] = min(one.path for one in longest)
+            found[int(place.name[-4:])] = longest
     return dict(sorted(found.items()))
