@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from labeleff.checking import estimate
 from labeleff.cli import app
+from labeleff.cli.shared import complete_recipe
 from labeleff.errors import SplitError
 from labeleff.recipe_io import load_recipe
 
@@ -112,9 +113,7 @@ def test_help_and_lists_import_nothing_heavy(arguments):
 
 
 def test_completion_knows_the_shipped_recipes():
-    from labeleff.cli import _complete_recipe
-
-    assert "quickstart" in list(_complete_recipe("quick"))
+    assert "quickstart" in list(complete_recipe("quick"))
 
 
 def test_check_counts_the_networks_of_all_parts(cache):
