@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,17 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
 from labeleff import registry
 from labeleff.annotators.base import Annotator
 from labeleff.asking import answer_by_oracle, edits_or_questions, in_words, regions_of, still_open, weights_digest
-from labeleff.backbones.mc_dropout import has_dropout
 from labeleff.batch import Progress, derive_seed
 from labeleff.data.annotations import AnnotationStore
 from labeleff.data.rounds import Asked, Rounds
 from labeleff.diagnostics import NoiseDiagnostics
-from labeleff.edits import Edit, Reviewed
+from labeleff.edits import Edit
 from labeleff.errors import RecipeError, RunError, ShapeError, Waiting
-from labeleff.evaluation.averaging import Averaged
-from labeleff.evaluation.evaluate import Viewer
 from labeleff.evaluation.inference import segment
 from labeleff.evaluation.probe import Labelled, Probe, course_of, flatness
 from labeleff.files import write_atomically
@@ -43,6 +40,7 @@ from labeleff.recipe import Component, Recipe, Stage
 from labeleff.report.curves import corrected_windows, draw_curves, draw_diagnostics, has_curves
 from labeleff.report.pictures import png_array, png_bytes
 from labeleff.results import Results, best_of, compare, keep_snapshot, load_snapshot, show, snapshot_path, validate
+from labeleff.reviewing import Reviewing
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
 from labeleff.signals import StopRequest, interrupted, stopping_at_once
@@ -638,10 +636,11 @@ class Run:
         progress = self._progress(index, step)
         torch.manual_seed(derive_seed(self.recipe.seed, "revise", index, step))
         network = next(iter(strategy.predictors(self.backbone).values()))
+        reviewing = Reviewing(self.data, annotator, index, step, self.revision, self.rounds)
         seen = (
-            self._reviewed_out_of_fold(index, strategy, annotator)
+            reviewing.out_of_fold(self.directory, self.history, self.backbone, strategy)
             if stage.folds
-            else self._reviewed(network, annotator, index, strategy, step)
+            else reviewing.by(network, strategy)
         )
         found = edits_or_questions(annotator.revise(seen, progress), name)
         if not isinstance(found, list):
@@ -711,83 +710,6 @@ class Run:
             png = draw_curves(described, self.data.task.classes, windows)
             write_atomically(self.directory.folder / "pictures" / f"curves_stage_{index}.png", png)
             self.log.image(index, step, "annotator/curves", png_array(png))
-
-    def _reviewed(
-        self, network: nn.Module, annotator: Annotator, index: int, strategy: Strategy, step: int
-    ) -> Iterator[Reviewed]:
-        """Predict the annotator's cases one at a time. Only labels that somebody has given are shown."""
-        stage = self.recipe.stages[index]
-        bound = self.data.bound(stage, index, strategy)
-        viewer = self.data.viewer(network)
-        if annotator.oracle and stage.answers != "oracle":
-            raise RecipeError(
-                f"stages.{index}: {self._author(index)} chooses by hidden labels; it needs answers: oracle"
-            )
-        if annotator.samples > 1 and not has_dropout(network):
-            raise RecipeError(
-                f"stages.{index}: {self._author(index)} needs a network with dropout, and this one has none; set backbone.dropout"
-            )
-        earlier: dict[str, list[Any]] = {}
-        for region in (r for n in self.rounds.numbers() for r in self.rounds.get(n).regions):
-            earlier.setdefault(region.case, []).append((region.origin, region.size))
-        network = self._averaged(network, annotator)
-        for case in self.data.cases_of(annotator.role):
-            if case in bound:  # what a stage does not bind it cannot read
-                seeds = [
-                    derive_seed(self.recipe.seed, "dropout", index, step, case, t) for t in range(annotator.samples)
-                ]
-                found = self._review(viewer, network, case, seeds if annotator.samples > 1 else ())
-                truth = self.data.hidden_label(case) if annotator.oracle else None
-                yield found._replace(asked=tuple(earlier.get(case, ())), truth=truth)
-
-    def _averaged(self, network: nn.Module, annotator: Annotator) -> nn.Module:
-        """Return the network, or what averages its predictions as the annotator wants them."""
-        if annotator.scales == (1.0,) and not annotator.flips:
-            return network
-        return Averaged(
-            network,
-            self.data.task,
-            scales=annotator.scales,
-            flips=annotator.flips,
-            kept=annotator.kept,
-            combine=annotator.combine,
-        )
-
-    def _reviewed_out_of_fold(self, last: int, strategy: Strategy, annotator: Annotator) -> Iterator[Reviewed]:
-        """Predict every labelled case by the network that was trained without its patient."""
-        current = snapshot_path(self.directory, last, self.recipe.stages[last].steps)  # kept a moment ago
-        first = last - self.recipe.stages[last].folds + 1
-        try:
-            for index in range(first, last + 1):
-                stage = self.recipe.stages[index]
-                best = best_of(self.history, index) if stage.take == "val_best" else None
-                step = stage.steps if best is None else best["step"]
-                load_snapshot(snapshot_path(self.directory, index, step), self.backbone, strategy)
-                network = self._averaged(next(iter(strategy.predictors(self.backbone).values())), annotator)
-                viewer = self.data.viewer(network)
-                for case in self.data.held_out(stage):
-                    yield self._review(viewer, network, case)
-        finally:
-            load_snapshot(current, self.backbone, strategy)
-
-    def _review(self, viewer: Viewer, network: nn.Module, case: str, seeds: Sequence[int] = ()) -> Reviewed:
-        """Return what an annotator sees of a case: one prediction, or one per seed with dropout left on."""
-        annotations = self.data.annotations
-        if seeds:
-            samples = []
-            for seed in seeds:
-                torch.manual_seed(seed)
-                samples.append(viewer.probabilities(network, case, dropout=True).cpu())
-            probs = torch.stack(samples)
-        else:
-            probs = viewer.probabilities(network, case)[None].cpu()
-        return Reviewed(
-            case=case,
-            probs=probs,
-            label=annotations.read(case, revision=self.revision),
-            given=annotations.read_given(case),
-            spacing=self.data.store.spacing(case),
-        )
 
 
 def _trainer(**options: Any) -> lightning.Trainer:

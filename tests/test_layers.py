@@ -23,6 +23,7 @@ LAYERS = {
         "describing",
         "results",
         "asking",
+        "reviewing",
         "folds",
         "diagnostics",
         "runner",
