@@ -22,6 +22,9 @@ from labeleff.prepare import DEFAULT_CACHE
 State = Literal["good", "note", "bad"]
 EXTRAS = {
     "SimpleITK": "DICOM, and several raters joined by STAPLE",
+    "onnx": "export to ONNX",
+    "onnxruntime": "export to ONNX",
+    "onnxscript": "export to ONNX",
     "ray": "sweeps on a cluster",
     "mlflow": "tracking",
     "wandb": "tracking",

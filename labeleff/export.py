@@ -1,4 +1,4 @@
-"""A run's predictor for use elsewhere: weights that travel, or a MONAI bundle, each compared with the run when it is written."""
+"""A run's predictor for use elsewhere: weights, a MONAI bundle or ONNX, each compared with the run when it is written."""
 
 from __future__ import annotations
 
@@ -13,50 +13,59 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from labeleff import __version__
+from labeleff import __version__, export_onnx
 from labeleff.backbones.outputs import Unwrapped
 from labeleff.backbones.weights import state_of
 from labeleff.data.provenance import HEADER
 from labeleff.errors import RunError
-from labeleff.evaluation.inference import evaluating
 from labeleff.files import write_atomically, write_json
+from labeleff.parity import compared, windows_of
 from labeleff.predictor import Predictor, Processing, open_predictor, structure_of
 
-Target = Literal["safetensors", "bundle"]
-TOLERANCE = 1e-4
-"""Largest difference of a logit that another way of computing the same network may make."""
+Target = Literal["safetensors", "bundle", "onnx"]
 
 
-def export(run: Path, to: Target, folder: Path) -> dict[str, Any]:
+def export(run: Path, to: Target, folder: Path, *, cache: Path | None = None) -> dict[str, Any]:
     """Write the predictor of a run into a new folder, whole or not at all, and return the comparison with the run.
 
-    ``safetensors``: ``model.safetensors``, with all that the run's own file says of itself in its header, and
-    ``processing.json``. ``bundle``: a MONAI bundle (``configs/``, ``models/``)
-    that needs MONAI and torch alone, and ``processing.json``.
+    ``safetensors``: ``model.safetensors``, with all that the run's own file says of itself in its header. ``bundle``: a MONAI
+    bundle (``configs/``, ``models/``) that needs MONAI and torch alone. ``onnx``: ``model.onnx``, image [B, C, *S] float32
+    to logits [B, K, *S], whatever the predictor is made of. Beside each lies ``processing.json``: how images are prepared,
+    what predictions mean, and the comparison. Where that is on noise, ``why`` says why; it is not written, since it may name
+    files of this machine.
 
     Args:
         run: Its directory, or the file it left.
         to: Which of them.
         folder: Must not exist.
+        cache: Where prepared images are kept; windows of one of the run's are compared, see
+            :func:`labeleff.parity.windows_of`.
 
     Raises:
-        RunError: The run has no predictor, the folder exists, the predictor is no single network of MONAI (bundle), or what
-            was written does not predict what the run does.
+        RunError: The run has no predictor, the folder exists, the predictor is no single network of MONAI (bundle), cannot
+            be exported or a package is missing (onnx), or what was written does not predict what the run does.
     """
     if folder.exists():
         raise RunError(f"{folder}: is there already; give another folder")
+    if to == "onnx":
+        export_onnx.need_packages()
     predictor = open_predictor(run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".labeleff-", dir=folder.parent) as scratch:
+    there = next(parent for parent in folder.absolute().parents if parent.is_dir())  # a refusal leaves no folder behind
+    with tempfile.TemporaryDirectory(prefix=".labeleff-", dir=there) as scratch:
         place = Path(scratch) / "export"
-        again = (
-            _write_weights(predictor, place) if to == "safetensors" else _write_bundle(predictor, place, folder.name)
-        )
-        found = _compared(predictor, again)
-        if found["largest_difference"] > TOLERANCE:
+        described: dict[str, Any] = {}
+        if to == "safetensors":
+            again = _write_weights(predictor, place)
+        elif to == "bundle":
+            again = _write_bundle(predictor, place, folder.name)
+        else:
+            again, described["onnx"] = export_onnx.write_onnx(predictor, place)
+        windows = windows_of(predictor, run, cache)
+        found = compared(predictor, again, windows)
+        if not found["largest_difference"] <= found["tolerance"]:  # NaN too
             raise RunError(
                 f"{folder}: not written: what was exported differs from the run by {found['largest_difference']:.2g} in a "
-                "logit; please report this"
+                f"logit, and {found['tolerance']:.2g} is allowed; please report this"
             )
         write_json(
             place / "processing.json",
@@ -65,34 +74,14 @@ def export(run: Path, to: Target, folder: Path) -> dict[str, Any]:
                 "backbone": {"name": predictor.recipe.backbone.name, **predictor.recipe.backbone.options},
                 "predictor": predictor.header["predictor"],
                 "split": predictor.header["split"],
+                **described,
                 "processing": predictor.processing.as_plain(),
                 "parity": found,
             },
         )
+        folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(place, folder)
-    return found
-
-
-def _compared(predictor: Predictor, other: nn.Module) -> dict[str, Any]:
-    """Return how far another network is from a predictor on a patch of noise."""
-    processing = predictor.processing
-    image = torch.randn(1, processing.channels, *processing.patch, generator=torch.Generator().manual_seed(0))
-    with evaluating(predictor.network), evaluating(other):
-        one = predictor.network(image).float()
-        try:
-            two = other(image).float()
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(
-                f"what was exported cannot take the run's patch {list(processing.patch)} ({reason}); of unetr, "
-                "backbone.image must be the patch"
-            ) from error
-    return {
-        "patch": list(processing.patch),
-        "largest_logit": float(one.abs().max()),
-        "largest_difference": float((one - two).abs().max()),
-        "labels_equal": bool(torch.equal(*(x.argmax(1) if processing.exclusive else x >= 0 for x in (one, two)))),
-    }
+    return found | {"why": windows.why}
 
 
 def _write_weights(predictor: Predictor, place: Path) -> nn.Module:

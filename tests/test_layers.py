@@ -34,6 +34,8 @@ LAYERS = {
         "predict",
         "unseen",
         "export",
+        "export_onnx",
+        "parity",
         "export_labels",
         "corruption",
         "inspecting",
@@ -81,6 +83,7 @@ def test_imports_go_downwards(name):
         ("omegaconf", {"recipe_io"}),
         ("typer", {name for name in MODULES if name.startswith("cli.")}),
         ("ray", {"sweep.cluster"}),
+        ("onnxruntime", {"export_onnx"}),
         (
             "monai",
             {

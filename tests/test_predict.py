@@ -35,7 +35,7 @@ CLASSES = ("background", "one", "two")
 
 def write_run(folder, *, ndim=3, axes=3, seed=0, backbone=None, dataset=None, **changes):
     """Write what a finished run leaves for prediction, without having run."""
-    patch = (16,) * ndim
+    patch = changes.setdefault("patch", (16,) * ndim)
     recipe = load_recipe(
         tiny(
             backbone=backbone or {"name": "unet", "channels": [4, 8], "res_units": 0},
@@ -393,8 +393,8 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="a stage has changed the structure of the network"):
         export(tmp_path / "run", "bundle", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    result = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--to", "onnx"])
-    assert (result.exit_code, "Known: safetensors, bundle" in " ".join(result.output.split())) == (2, True)
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--to", "onxx"])
+    assert (result.exit_code, "Known: safetensors, bundle, onnx" in " ".join(result.output.split())) == (2, True)
 
 
 def write_channels(folder, marks, *, second=None):

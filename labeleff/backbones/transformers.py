@@ -34,7 +34,7 @@ class TokensToMap(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
         """Return the map of tokens in the order of a grid *S."""
-        return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *grid).contiguous()
+        return tokens.transpose(1, 2).reshape(*tokens.shape[::2], *grid).contiguous()
 
 
 @cache

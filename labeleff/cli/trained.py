@@ -11,7 +11,7 @@ from labeleff.cli.shared import DebugOption, PluginOption, RunArgument, load_plu
 from labeleff.errors import RecipeError, did_you_mean
 
 app = typer.Typer()
-EXPORTS = ("safetensors", "bundle")
+EXPORTS = ("safetensors", "bundle", "onnx")
 LABEL_FORMATS = ("nnunet", "manifest")
 EVALUATED_ON = ("test", "development")
 
@@ -168,8 +168,9 @@ def predict(
 @app.command()
 def export(
     run: RunArgument,
-    to: Annotated[str, typer.Option("--to", help="safetensors, or bundle (MONAI).")] = "safetensors",
+    to: Annotated[str, typer.Option("--to", help="safetensors, bundle (MONAI) or onnx.")] = "safetensors",
     out: Annotated[Path | None, typer.Option(help="The folder; default RUN/export/TO. Must be new.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where prepared images are kept.")] = None,
     plugin: PluginOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -186,8 +187,9 @@ def export(
         from labeleff.export import export as export_run
 
         folder = out or (run if run.is_dir() else run.parent) / "export" / to
-        found = export_run(run, to, folder)  # type: ignore[arg-type]  # one of EXPORTS
-        typer.echo(f"{folder}: differs from the run by {found['largest_difference']:.2g} in a logit at most")
+        found = export_run(run, to, folder, cache=cache)  # type: ignore[arg-type]  # one of EXPORTS
+        differs = f"differs from the run by {found['largest_difference']:.2g} in a logit at most"
+        typer.echo(f"{folder}: {differs}, on {found['of']}" + (f" ({found['why']})" if found["why"] else ""))
 
 
 @app.command("export-labels")
