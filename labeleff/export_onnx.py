@@ -144,8 +144,8 @@ def _graph(predictor: Predictor, step: int) -> bytes:
         RuntimeError: What it made takes one size of batch only.
     """
     processing = predictor.processing
-    # of two, since an axis of length 1 is taken for a constant; of a copy, since some networks keep what they compute
-    image = torch.zeros(2, processing.channels, *processing.patch)
+    # lengths of two batches and two steps, since 1 is taken for a constant; of a copy, since some networks keep what they compute
+    image = torch.zeros(2, processing.channels, *(max(n, 2 * step) for n in processing.patch))
     shapes: dict[int, Any] = {0: torch.export.Dim("batch")}
     if step:
         shapes |= {

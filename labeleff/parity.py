@@ -20,7 +20,7 @@ from labeleff.data.store import ImageStore
 from labeleff.errors import LabeleffError, RunError
 from labeleff.evaluation.inference import evaluating
 from labeleff.predictor import Predictor, Processing
-from labeleff.prepared import DEFAULT_CACHE
+from labeleff.prepare import DEFAULT_CACHE
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that is accepted, as a share of the largest logit, or of 1 where all are below."""
