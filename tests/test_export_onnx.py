@@ -1,6 +1,7 @@
 """ONNX: what the file computes, what it says, what it keeps to itself, and what is refused."""
 
 import json
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,16 @@ def computed(file, image):
     return session.run(None, {session.get_inputs()[0].name: image})[0]
 
 
+def texts(message):
+    """Yield everything in a protocol buffer that is text, wherever it stands."""
+    for field, value in message.ListFields():
+        for part in [value] if isinstance(value, (str, bytes, int, float)) or hasattr(value, "ListFields") else value:
+            if hasattr(part, "ListFields"):
+                yield from texts(part)
+            elif isinstance(part, str) or (isinstance(part, bytes) and field.name != "raw_data"):
+                yield part.encode() if isinstance(part, str) else part
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_the_file_computes_what_the_run_predicts_for_any_batch_and_size(tmp_path, cache, ndim):
     import onnx
@@ -88,16 +99,6 @@ def test_the_file_computes_what_the_run_predicts_for_any_batch_and_size(tmp_path
         weights.data_location == onnx.TensorProto.DEFAULT and not weights.external_data
         for weights in model.graph.initializer
     )
-
-
-def texts(message):
-    """Yield everything in a protocol buffer that is text, wherever it stands."""
-    for field, value in message.ListFields():
-        for part in [value] if isinstance(value, (str, bytes, int, float)) or hasattr(value, "ListFields") else value:
-            if hasattr(part, "ListFields"):
-                yield from texts(part)
-            elif isinstance(part, str) or (isinstance(part, bytes) and field.name != "raw_data"):
-                yield part.encode() if isinstance(part, str) else part
 
 
 def test_what_is_compared_are_windows_of_a_training_image_as_it_is_stored(tmp_path, cache, monkeypatch):
@@ -206,10 +207,11 @@ def test_networks_of_one_size_and_those_that_cannot_be_exported(tmp_path, monkey
     assert described["input"]["shape"] == ["batch", 1, 16, 16]
     with pytest.raises(RuntimeError, match="invalid dimensions"):
         again(torch.zeros(1, 1, 32, 16))
+    odd = replace(predictor.processing, patch=(15, 15))  # nothing halves it, so that other sizes are not tried
     with pytest.raises(
         RunError, match=r"^unet cannot be exported to ONNX by torch [\d.]+ \(.+\); use --to safetensors"
     ):
-        export_onnx.write_onnx(replace(predictor, network=Undecided()), tmp_path / "undecided")
+        export_onnx.write_onnx(replace(predictor, network=Undecided(), processing=odd), tmp_path / "undecided")
     with pytest.raises(RunError, match=r"unet predicts with the statistics of each batch .*use --to safetensors"):
         export_onnx.write_onnx(replace(predictor, network=OnBatchStatistics(predictor.network)), tmp_path / "batch")
     monkeypatch.setattr(export_onnx, "LIMIT", 100)
@@ -250,6 +252,8 @@ def test_the_page_says_what_is_exported_of_every_network():
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("name", [*SMALL, "deep supervision", "another size"])
 def test_every_network_can_be_exported(tmp_path, cache, name, ndim):
+    import onnx
+
     patch = (SIDE.get(name, 32),) * ndim
     more = {}
     if name == "deep supervision":
@@ -261,5 +265,7 @@ def test_every_network_can_be_exported(tmp_path, cache, name, ndim):
     found = export(tmp_path / "run", "onnx", tmp_path / "out", cache=cache)
     assert found["labels_equal"]
     plain = json.loads((tmp_path / "out" / "processing.json").read_text())
+    read = b" ".join(texts(onnx.load(tmp_path / "out" / "model.onnx")))
+    assert not [place for place in (sys.prefix, str(ROOT), str(tmp_path), "site-packages") if place.encode() in read]
     fixed = plain["onnx"]["input"]["shape"][2:] == list(patch)
     assert (f"`{name}`", "2, 3", "that of the patch" if fixed else "any multiple") in table()
