@@ -263,7 +263,7 @@ def test_every_network_can_be_exported(tmp_path, cache, name, ndim):
     backbone = {"name": name} | {k: list(v) if isinstance(v, tuple) else v for k, v in SMALL[name].items()} | more
     written(tmp_path / "run", ndim, backbone=backbone, patch=patch)
     found = export(tmp_path / "run", "onnx", tmp_path / "out", cache=cache)
-    assert found["labels_equal"]
+    assert found["labels_equal"] > 0.999
     plain = json.loads((tmp_path / "out" / "processing.json").read_text())
     read = b" ".join(texts(onnx.load(tmp_path / "out" / "model.onnx")))
     assert not [place for place in (sys.prefix, str(ROOT), str(tmp_path), "site-packages") if place.encode() in read]
