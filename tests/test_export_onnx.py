@@ -34,9 +34,9 @@ FLAT = {"name": "phantom", "patients": 3, "test": 1, "size": [24, 20], "slices":
 DEEP = {"name": "phantom", "patients": 3, "test": 1, "ndim": 3, "size": [24, 20, 18]}
 
 
-def written(folder, ndim, **changes):
+def written(folder, ndim, size=None, **changes):
     """Write a run whose data are at hand, and return its predictor."""
-    dataset = FLAT if ndim == 2 else DEEP
+    dataset = (FLAT if ndim == 2 else DEEP) | ({"size": list(size)} if size else {})
     write_run(folder, ndim=ndim, axes=ndim, dataset=dataset, orientation=None, **changes)
     return open_predictor(folder)
 
@@ -262,7 +262,7 @@ def test_every_network_can_be_exported(tmp_path, cache, name, ndim):
     elif name == "another size":  # than positions are laid out for
         name, patch = "unetr", (48, *patch[1:])
     backbone = {"name": name} | {k: list(v) if isinstance(v, tuple) else v for k, v in SMALL[name].items()} | more
-    written(tmp_path / "run", ndim, backbone=backbone, patch=patch)
+    written(tmp_path / "run", ndim, size=patch, backbone=backbone, patch=patch)
     found = export(tmp_path / "run", "onnx", tmp_path / "out", cache=cache)
     assert found["labels_equal"] > 0.999
     plain = json.loads((tmp_path / "out" / "processing.json").read_text())
