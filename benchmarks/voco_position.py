@@ -125,12 +125,12 @@ def look(run: Run, strategy: Strategy) -> Seen:
         for number in range(ROUNDS):
             order = np.random.default_rng(number).permutation(len(windows))
             for pair in order.reshape(-1, 2):
-                progress = Progress(
-                    number, ROUNDS, seed=int(pair[0]), micro=1
-                )  # of a later micro-batch: teachers stand still
-                notes = strategy.step(run.backbone, {"images": batch_of(windows[pair])}, progress).notes
-                generator = progress.generator("crops")
-                boxes = torch.stack([draw_boxes(cells, strategy.crops, generator=generator) for _ in pair])
+                # of a later micro-batch: teachers stand still
+                progress = Progress(number, ROUNDS, seed=int(pair[0]), micro=1)
+                images = batch_of(windows[pair])
+                notes = strategy.step(run.backbone, {"images": images}, progress).notes
+                generators = progress.generators("crops", images.geometry.sample)
+                boxes = torch.stack([draw_boxes(cells, strategy.crops, generator=own) for own in generators])
                 true = overlap_labels(boxes, cells)
                 own, other = predictions(rows, strategy.crops)
                 same = float(np.corrcoef(own.flatten(), true.flatten())[0, 1])
