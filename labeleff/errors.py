@@ -12,6 +12,11 @@ class LabeleffError(Exception):
     exit_code = 2
 
 
+def one_line(error: object, limit: int = 200) -> str:
+    """Return what an error of somebody else's says, in one line of so many characters at most."""
+    return " ".join(str(error).split())[:limit]
+
+
 class RecipeError(LabeleffError):
     """A recipe or an override is not valid; raised before any data is read."""
 

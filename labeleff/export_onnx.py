@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from labeleff.backbones.outputs import accepts, copy_of
-from labeleff.errors import RunError
+from labeleff.errors import RunError, one_line
 from labeleff.evaluation.inference import evaluating
 from labeleff.files import write_atomically
 from labeleff.functional.norms import OnBatchStatistics
@@ -106,7 +106,7 @@ def write_onnx(predictor: Predictor, place: Path) -> tuple[nn.Module, dict[str, 
         content = content or _graph(predictor, step)
         again = OnnxNetwork(content)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
-        reason = " ".join(_first_cause(error).split())[:200]
+        reason = one_line(_first_cause(error))
         raise RunError(
             f"{name} cannot be exported to ONNX by torch {torch.__version__.split('+')[0]} ({reason}); use --to safetensors"
         ) from error

@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from labeleff import registry
 from labeleff.data.formats.base import DataSet
 from labeleff.data.manifest import without
-from labeleff.data.store import ImageStore
-from labeleff.errors import LabeleffError, RunError
-from labeleff.evaluation.inference import evaluating
+from labeleff.errors import LabeleffError, RunError, one_line
+from labeleff.evaluation.inference import centred, evaluating
 from labeleff.predictor import Predictor, Processing
-from labeleff.prepare import DEFAULT_CACHE
+from labeleff.prepare import prepared_images
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that is accepted, as a share of the largest logit, or of 1 where all are below."""
@@ -60,9 +58,9 @@ def windows_of(predictor: Predictor, run: Path, cache: Path | None = None) -> Wi
         reason = "a file alone has no images; give the directory of the run"
     else:
         try:
-            image = _of_the_run(predictor, cache or DEFAULT_CACHE)
+            image = _of_the_run(predictor, cache)
         except (LabeleffError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
         else:
             if image is not None:
                 return Windows(image, "windows of an image of the run")
@@ -72,7 +70,7 @@ def windows_of(predictor: Predictor, run: Path, cache: Path | None = None) -> Wi
     return Windows(noise, "noise", reason)
 
 
-def _of_the_run(predictor: Predictor, cache: Path) -> Tensor | None:
+def _of_the_run(predictor: Predictor, cache: Path | None) -> Tensor | None:
     """Return windows of the first case of the training list, or None where the data set has other images by now."""
     processing, spec = predictor.processing, predictor.recipe.data
     dataset: DataSet = registry.made("dataset", spec.dataset)
@@ -80,9 +78,7 @@ def _of_the_run(predictor: Predictor, cache: Path) -> Tensor | None:
     case = next((case for case in manifest.cases if case.role == "train"), None)
     if case is None or (manifest.axes, manifest.channels) != (processing.axes, processing.channels):
         return None
-    store = ImageStore.prepare(
-        dataset, [case], axes=manifest.axes, cache=cache, normalise=spec.normalise, spacing=spec.spacing, processes=1
-    )
+    store = prepared_images(spec, dataset, [case], axes=manifest.axes, cache=cache, processes=1)
     return cut(lambda box: store.read(case.id, box), store.shape(case.id), processing)
 
 
@@ -104,8 +100,7 @@ def cut(read: Read, shape: tuple[int, ...], processing: Processing) -> Tensor:
         window = torch.from_numpy(read(tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))))
         if across is not None:
             window = window.squeeze(across + 1)
-        missing = [size - n for size, n in zip(processing.patch, window.shape[1:], strict=True)]
-        found.append(F.pad(window, [n for p in reversed(missing) for n in (p // 2, p - p // 2)]))
+        found.append(centred(window, processing.patch)[0])
     return torch.stack(found)
 
 
@@ -123,7 +118,7 @@ def compared(predictor: Predictor, other: nn.Module, windows: Windows) -> dict[s
             try:
                 two = other(image).float()
             except (RuntimeError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error)
                 raise RunError(
                     f"what was exported cannot take the run's patch {list(processing.patch)} ({reason}); of unetr, "
                     "backbone.image must be the patch"

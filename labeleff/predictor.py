@@ -16,7 +16,7 @@ from torch import nn
 from labeleff import registry
 from labeleff.batch import Task
 from labeleff.data.provenance import HEADER
-from labeleff.errors import RecipeError, RunError
+from labeleff.errors import RecipeError, RunError, one_line
 from labeleff.prepared import Prepared, make_backbone
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import load_recipe
@@ -153,7 +153,7 @@ def open_predictor(run: Path) -> Predictor:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise RunError(f"{path}: its weights are not those of the network that its recipe names ({reason})") from error
     return Predictor(network.eval(), processing, recipe, header)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from labeleff.batch import Task
 from labeleff.data import raters
 from labeleff.data.audit import audit_labels, check_audit
 from labeleff.data.formats.base import DataSet
-from labeleff.data.manifest import Manifest, Role, without
+from labeleff.data.manifest import Case, Manifest, Role, without
 from labeleff.data.module import check_shares
 from labeleff.data.priors.base import Known, Prior, as_plain, checked
 from labeleff.data.provenance import Start, start_from, starts_in
@@ -25,7 +26,7 @@ from labeleff.errors import DataError, RecipeError, RunError
 from labeleff.files import write_json
 from labeleff.labels import agreement, budget_labels, make_noise, without_noisy
 from labeleff.prepared import Prepared, make_backbone
-from labeleff.recipe import Component, Recipe
+from labeleff.recipe import Component, Data, Recipe
 from labeleff.runlog import console, progress
 
 DEFAULT_CACHE = Path.home() / ".cache" / "labeleff" / "prepared"
@@ -84,14 +85,12 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
     )  # a network that cannot be made, or cannot take the patch, is found before data are read
     ids = split.labelled + split.unlabelled + split.validation + split.test
     with progress("preparing images", quiet=not write) as seen:
-        store = ImageStore.prepare(
+        store = prepared_images(
+            spec,
             dataset,
             [manifest.case(i) for i in ids],
             axes=manifest.axes,
-            cache=cache or DEFAULT_CACHE,
-            normalise=spec.normalise,
-            window=spec.window,
-            spacing=spec.spacing,
+            cache=cache,
             processes=None if write else 1,
             say=console().print if write else _say_nothing,
             on_progress=seen,
@@ -131,6 +130,31 @@ def prepare(recipe: Recipe, folder: Path, *, cache: Path | None = None, write: b
         prepared = _with_priors(prepared, spec.prior, folder / "priors.json", write=write)
     _check_stages(prepared)
     return prepared
+
+
+def prepared_images(
+    spec: Data, dataset: DataSet, cases: Sequence[Case], *, axes: int, cache: Path | None, **how: Any
+) -> ImageStore:
+    """Return the images of cases as a recipe's data have them prepared: what trains and what is compared with a run see the same.
+
+    Args:
+        spec: The recipe's data.
+        dataset: Reads them.
+        cases: To be read.
+        axes: Of a case.
+        cache: Where prepared images are kept; None: where they usually are.
+        how: ``processes``, ``say`` and ``on_progress`` of :meth:`ImageStore.prepare`.
+    """
+    return ImageStore.prepare(
+        dataset,
+        cases,
+        axes=axes,
+        cache=cache or DEFAULT_CACHE,
+        normalise=spec.normalise,
+        window=spec.window,
+        spacing=spec.spacing,
+        **how,
+    )
 
 
 def _check_stages(prepared: Prepared) -> None:

@@ -20,7 +20,7 @@ from labeleff.data.store import as_stored
 from labeleff.errors import RunError
 from labeleff.export import export
 from labeleff.functional.norms import OnBatchStatistics
-from labeleff.parity import cut
+from labeleff.parity import cut, windows_of
 from labeleff.predictor import FILE, open_predictor
 
 from .backbones.networks import SIDE, SMALL
@@ -118,6 +118,18 @@ def test_what_is_compared_are_windows_of_a_training_image_as_it_is_stored(tmp_pa
     # a quarter, a half and three quarters of the 8 and 4 voxels that the image is longer than the patch
     for window, (row, column) in zip(seen[0], [(2, 1), (4, 2), (6, 3)], strict=True):
         assert np.allclose(window, image[:, row : row + 16, column : column + 16], atol=1e-6)
+
+
+def test_what_is_compared_is_clipped_where_the_run_clips(tmp_path, cache):
+    predictor = written(tmp_path / "run", 2)
+    dataset = registry.made("dataset", predictor.recipe.data.dataset)
+    image = dataset.read_image(next(case for case in dataset.manifest().cases if case.role == "train"))
+    ends = tuple(float(end) for end in np.percentile(image, (20, 80)))
+    recipe = replace(predictor.recipe, data=replace(predictor.recipe.data, window=ends))
+    found = windows_of(replace(predictor, recipe=recipe), tmp_path / "run", cache)
+    assert (found.of, found.why) == ("windows of an image of the run", "")
+    expected = as_stored(np.clip(image.astype(np.float32), *ends), "zscore")
+    assert np.allclose(found.image[1], expected[:, 4:20, 2:18], atol=1e-4)
 
 
 def test_windows_of_slices_and_of_cases_smaller_than_the_patch():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,6 +27,15 @@ def evaluating(network: nn.Module, *, dropout: bool = False) -> Iterator[None]:
     """
     with prediction_modes(network, dropout=dropout), torch.inference_mode():
         yield
+
+
+def centred(image: Tensor, size: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Return an image [..., *S] padded with 0 to a size at least, and the voxels that come before it along each axis."""
+    missing = [max(0, n - length) for n, length in zip(size, image.shape[-len(size) :], strict=True)]
+    before = [n // 2 for n in missing]
+    if any(missing):
+        image = F.pad(image, [n for m, b in zip(missing[::-1], before[::-1], strict=True) for n in (b, m - b)])
+    return image, before
 
 
 def predict_volume(
@@ -155,10 +164,7 @@ def _slabs(
     from monai.data.utils import compute_importance_map
 
     spatial = image.shape[1:]
-    padding = [max(0, size - length) for size, length in zip(patch, spatial, strict=True)]
-    before = [p // 2 for p in padding]
-    if any(padding):
-        image = F.pad(image, [n for p, b in zip(padding[::-1], before[::-1], strict=True) for n in (b, p - b)])
+    image, before = centred(image, patch)
     inside = tuple(slice(b, b + n) for b, n in zip(before, spatial, strict=True))
     shape = tuple(image.shape[1:])
     if shape == tuple(patch):
@@ -198,10 +204,7 @@ def _windows(
 ) -> Tensor:
     """Return the probabilities [B, K, *S] of [B, C, *S], on the CPU."""
     spatial = images.shape[2:]
-    padding = [max(0, size - length) for size, length in zip(patch, spatial, strict=True)]
-    before = [p // 2 for p in padding]
-    if any(padding):
-        images = F.pad(images, [n for p, b in zip(padding[::-1], before[::-1], strict=True) for n in (b, p - b)])
+    images, before = centred(images, patch)
     if tuple(images.shape[2:]) == tuple(patch):  # one window: nothing to blend
         whole = torch.cat([probabilities(part).cpu() for part in torch.split(images, window_batch)])
     else:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from labeleff.errors import Interrupted, RecipeError, RunError
+from labeleff.errors import Interrupted, RecipeError, RunError, one_line
 from labeleff.files import write_atomically
 from labeleff.sweep.keeper import Keeper, Mark, landmarks, pack, unpack
 from labeleff.sweep.local import ONE_THREAD
@@ -97,7 +97,7 @@ class Cluster:
                 _knock(self.address)
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **more)
         except (OSError, ValueError, RuntimeError, AssertionError, ray.exceptions.RayError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise RunError(f"{self.address}: no Ray cluster can be reached there: {reason}") from error
         try:
             yield
