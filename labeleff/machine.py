@@ -21,6 +21,20 @@ PROCESSES = "LABELEFF_PROCESSES"
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+def is_distributed() -> bool:
+    """Return whether this process is one of several that train together."""
+    from torch import distributed  # what prepares images in processes of its own has no need of torch
+
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def process_count() -> int:
+    """Return how many processes train together."""
+    from torch import distributed
+
+    return distributed.get_world_size() if is_distributed() else 1
+
+
 class ProcessDied(LabeleffError):
     """A process that work was shared out to ended before it had done it.
 

@@ -32,7 +32,7 @@ from labeleff.files import write_atomically
 from labeleff.folds import fold_folder, one_fold, pool_folds
 from labeleff.labels import HIDDEN
 from labeleff.learner import Learner, StepMeans
-from labeleff.machine import cores
+from labeleff.machine import cores, is_distributed
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
@@ -513,7 +513,7 @@ class Run:
             entry[0] = validate(self.data, self.directory, self.backbone, strategy, stage=index, step=step)
             if entry[0]["dice"] is not None:
                 self.log.scalar(index, step, "validation/dice", entry[0]["dice"])
-        if _is_distributed():
+        if is_distributed():
             torch.distributed.broadcast_object_list(entry)
         self.history.append(entry[0])
 
@@ -540,7 +540,7 @@ class Run:
             if spec.pictures:
                 png = draw_diagnostics(self.log.noted(index, "diagnostics"), self.data.task.classes)
                 write_atomically(self.directory.folder / "pictures" / f"diagnostics_stage_{index}.png", png)
-        if _is_distributed():
+        if is_distributed():
             torch.distributed.barrier()
 
     def _new_probe(self) -> Probe | None:
@@ -571,7 +571,7 @@ class Run:
                 self.log.image(index, step, "probe/features", picture)
                 file = self.directory.folder / "pictures" / f"probe_stage_{index}.png"
                 write_atomically(file, png_bytes(picture))
-        if _is_distributed():
+        if is_distributed():
             torch.distributed.barrier()
 
     def _probed(self, case: str) -> Labelled:
@@ -605,7 +605,7 @@ class Run:
                 self._checkpoint(index, step, strategy, annotator, moments, pending=True)
             else:
                 self._apply(index, step, annotator, changes)
-        if _is_distributed():
+        if is_distributed():
             torch.distributed.broadcast_object_list(waits)  # a barrier too: nobody reads before it is written
         if waits[0]:
             raise Waiting(waits[0])
@@ -722,10 +722,6 @@ def _trainer(**options: Any) -> lightning.Trainer:
         return lightning.Trainer(**options)
     except (MisconfigurationException, ValueError) as error:
         raise RunError(f"trainer: this machine cannot run it as asked: {' '.join(str(error).split())}") from error
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _state_of(optimiser: Any) -> dict[str, Any]:

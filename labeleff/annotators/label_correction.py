@@ -19,6 +19,7 @@ from labeleff.edits import Edit, Reviewed
 from labeleff.errors import RecipeError
 from labeleff.functional.adele import CorrectionRule, Start, correct_labels, correction_epoch, flat_start
 from labeleff.functional.regions import hard_labels
+from labeleff.machine import is_distributed, process_count
 from labeleff.registry import register
 
 
@@ -174,8 +175,7 @@ class LabelCorrection(Annotator):
 
     def _begin(self, scores: Tensor, progress: Progress) -> None:
         classes, device = scores.shape[1], scores.device
-        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
-        seen = progress.total * len(scores) * (torch.distributed.get_world_size() if shared else 1)
+        seen = progress.total * len(scores) * process_count()
         windows = max(2, min(self.windows, progress.total, seen // self.patches))
         self.counts = torch.zeros(windows, 3, classes, dtype=torch.int64, device=device)
         self.total = torch.tensor(progress.total, device=device)
@@ -190,8 +190,8 @@ class LabelCorrection(Annotator):
             return
         own = self._fresh.cpu()
         parts: list[Any] = [own]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [None] * torch.distributed.get_world_size()
+        if is_distributed():
+            parts = [None] * process_count()
             torch.distributed.all_gather_object(parts, own)  # objects: after a fit, tensors are back on the CPU
         self.counts += torch.stack(parts).sum(0).to(self.counts.device)
         self._fresh = None

@@ -31,7 +31,7 @@ MAD = 1.4826
 class Finding:
     """Something to look at. A ``leak`` would stop a run, what is ``broken`` cannot be used, a ``warning`` is to be judged.
 
-    Findings of one ``group``, such as ``tilted cases``, may be many: a terminal shows the first.
+    Findings of one ``group``, such as ``pairs that look alike``, may be many: a terminal shows the first.
     """
 
     kind: Kind

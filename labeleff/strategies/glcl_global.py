@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from labeleff.backbones.taps import Tap, encode, find_taps
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import ShapeError
-from labeleff.functional.collapse import watch_
 from labeleff.functional.glcl import GlobalScheme, global_loss
 from labeleff.functional.image_views import random_crop, random_intensity
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, train_only
+from labeleff.strategies.base import train_only
+from labeleff.strategies.base_contrast import Contrast
 
 VERSIONS: dict[GlobalScheme, tuple[int, ...]] = {"gr": (1, 2), "gd-": (0, 1, 2), "gd": (0, 1)}
 """What is made of an image: 0 is the image itself, the others are views of it."""
@@ -49,7 +49,7 @@ class GlobalHead(nn.Module):
 
 
 @register("strategy", "glcl_global")
-class GlclGlobal(Strategy):
+class GlclGlobal(Contrast):
     """L = mean of -log(E(a, b) / (E(a, b) + Σ_n E(a, n))), E = exp(cos / τ): images of the same part of the body are alike.
 
     Without labels, whatever cases have them. Only the encoder is trained, and no more than the encoder is run. What follows,
@@ -80,6 +80,7 @@ class GlclGlobal(Strategy):
     reads_labels = False
     batch_joint = True
     supports_regions = True
+    advice: ClassVar[str] = "change the rate, take more images per step, and make sure that volumes are oriented alike"
     equivalent_options: ClassVar[dict[str, str]] = {"bottleneck": "a name of a module of the backbone"}
 
     def __init__(
@@ -109,8 +110,6 @@ class GlclGlobal(Strategy):
         self.brightness, self.contrast, self.clip = brightness, contrast, CLIP if clip else None
         self.sizes = {"grid": grid, "hidden": hidden, "projection": projection}
         self.bottleneck = bottleneck
-        self._flat: dict[int, Tensor] = {}
-        self.means: Tensor
 
     def streams(self) -> dict[str, Stream]:
         """Return images of all training cases: of partitions of volumes, or (``gr``) any."""
@@ -125,7 +124,6 @@ class GlclGlobal(Strategy):
         self.tap: Tap = taps.bottleneck
         train_only(backbone, taps.encoder_parameters)
         self.head = GlobalHead(self.tap.channels, task.ndim, **self.sizes)
-        self.register_buffer("means", torch.zeros(2))
         self.said = f"glcl_global: trains the encoder up to {self.tap.module}, {self.tap.channels} channels"
 
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
@@ -134,21 +132,8 @@ class GlclGlobal(Strategy):
         rows = torch.cat([self._view(images, version, progress) for version in VERSIONS[self.scheme]])
         ids = self._ids(len(images.image))
         (feature,) = encode(backbone, rows, [self.tap])
-        if len(rows) not in self._flat:
-            self._flat[len(rows)] = self._loss(torch.zeros(len(rows), 1), ids)
-        loss, flat = self._loss(self.head(feature), ids), self._flat[len(rows)]
-        self._watch(loss, flat, progress)
-        return StepOutput({"contrast": loss}, {}, {"flat_contrast": flat})
-
-    def _watch(self, loss: Tensor, flat: Tensor, progress: Progress) -> None:
-        """Say once where the loss stays what it is with all cosines equal."""
-        if near := watch_(self.means, loss, flat, progress):
-            self.warn(
-                "contrast",
-                f"the contrast is {near[0]:.3f}, and {near[1]:.3f} where nothing is told apart: it is not learning; "
-                "change the rate, take more images per step, and make sure that volumes are oriented alike",
-                progress,
-            )
+        loss = self._loss(self.head(feature), ids)
+        return self.contrasted(loss, len(rows), lambda: self._loss(torch.zeros(len(rows), 1), ids), progress)
 
     def _loss(self, z: Tensor, ids: dict[str, Tensor]) -> Tensor:
         return global_loss(z, scheme=self.scheme, **ids, temperature=self.temperature)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from labeleff.backbones.taps import Tap, Taps, encode, find_taps
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import RecipeError
-from labeleff.functional.collapse import watch_
 from labeleff.functional.glcl import COUNTS, LocalScheme, local_loss
 from labeleff.functional.image_views import random_intensity
 from labeleff.registry import register
-from labeleff.strategies.base import Strategy, train_only
+from labeleff.strategies.base import train_only
+from labeleff.strategies.base_contrast import Contrast
 
 CLIP = (0.0, 1.5)
 
@@ -49,7 +49,7 @@ class LocalHead(nn.Module):
 
 
 @register("strategy", "glcl_local")
-class GlclLocal(Strategy):
+class GlclLocal(Contrast):
     """L = mean of -log(E(u, u') / (E(u, u') + Σ_v E(u, v) + E(u, v'))), E = exp(cos / τ): regions are told from nearby ones.
 
     u and u' are the same region of a map of features in two views of an image, of other intensity; v are nearby regions.
@@ -81,6 +81,7 @@ class GlclLocal(Strategy):
     reads_labels = False
     batch_joint = True
     supports_regions = True
+    advice: ClassVar[str] = "change the rate or the level, and make sure that the stage before it has learnt"
     equivalent_options: ClassVar[dict[str, str]] = {
         "level": "for networks with several levels",
         "partitions": "of ld",
@@ -115,8 +116,6 @@ class GlclLocal(Strategy):
         self.brightness, self.contrast, self.clip = brightness, contrast, CLIP if clip else None
         self.projection, self.level, self.encoder_mode = projection, level, encoder_mode
         self.bottleneck, self.decoder = bottleneck, decoder
-        self._flat: dict[int, Tensor] = {}
-        self.means: Tensor
 
     def streams(self) -> dict[str, Stream]:
         """Return images of all training cases, or (``ld``) of partitions of volumes."""
@@ -138,7 +137,6 @@ class GlclLocal(Strategy):
         self.encoder = frozenset(taps.encoder_modules)
         self.regions = COUNTS[task.ndim][0 if self.dense else 1]
         self.head = LocalHead(self.tap.channels, task.ndim, size=self.size, projection=self.projection)
-        self.register_buffer("means", torch.zeros(2))
         stride = " x ".join(f"{n:g}" for n in self.tap.stride)
         self.said = (
             f"glcl_local: trains {number + 1} of the decoder's levels, up to {self.tap.module} at stride {stride}"
@@ -171,21 +169,9 @@ class GlclLocal(Strategy):
         views = [random_intensity(images.image, *ranges, clip=self.clip, generators=own) for own in draws]
         (feature,) = encode(backbone, torch.cat(views), [self.tap])
         maps = self.head(feature)
-        if len(maps) not in self._flat:
-            self._flat[len(maps)] = self._loss(torch.zeros(len(maps), 1, *[8] * (maps.ndim - 2)))
-        loss, flat = self._loss(maps, self.head.region), self._flat[len(maps)]
-        self._watch(loss, flat, progress)
-        return StepOutput({"contrast": loss}, {}, {"flat_contrast": flat})
-
-    def _watch(self, loss: Tensor, flat: Tensor, progress: Progress) -> None:
-        """Say once where the loss stays what it is with all cosines equal."""
-        if near := watch_(self.means, loss, flat, progress):
-            self.warn(
-                "contrast",
-                f"the contrast is {near[0]:.3f}, and {near[1]:.3f} where nothing is told apart: it is not learning; "
-                "change the rate or the level, and make sure that the stage before it has learnt",
-                progress,
-            )
+        loss = self._loss(maps, self.head.region)
+        shape = len(maps), 1, *[8] * (maps.ndim - 2)
+        return self.contrasted(loss, len(maps), lambda: self._loss(torch.zeros(shape)), progress)
 
     def _loss(self, maps: Tensor, project: nn.Module | None = None) -> Tensor:
         return local_loss(

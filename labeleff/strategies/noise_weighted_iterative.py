@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Task
 from labeleff.functional.ema import ema_update_
 from labeleff.functional.robust import image_dice, noise_weighted_dice, voxel_cross_entropy, voxel_trust
+from labeleff.machine import is_distributed, process_count
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy, fresh_copy, set_mode
 
@@ -113,8 +114,8 @@ class NoiseWeightedIterative(Strategy):
 
     def _remember(self, scores: Tensor) -> None:
         """Keep the Dice of the newest images, of all processes."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [torch.empty_like(scores) for _ in range(torch.distributed.get_world_size())]
+        if is_distributed():
+            parts = [torch.empty_like(scores) for _ in range(process_count())]
             torch.distributed.all_gather(parts, scores.contiguous())
             scores = torch.cat(parts)
         self.scores.copy_(torch.cat([self.scores, scores.to(self.scores.dtype)])[-REMEMBERED:])

@@ -93,9 +93,8 @@ class Supervised(Strategy):
     def _of_mixtures(self, backbone: nn.Module, labelled: Batch, progress: Progress) -> Tensor:
         """Return the loss of mixtures of the images with those of their labels."""
         count, first = len(labelled.image), labelled.geometry.sample[:1]
-        (generator,) = progress.generators(
-            "mixup", first
-        )  # a share of the batch draws for itself, from its first image
+        # a share of the batch draws for itself, from its first image
+        (generator,) = progress.generators("mixup", first)
         drawn = draw_mixture(count, self.mixup, generator=generator, pairs=self.mixup_pairs)
         logits = backbone(mixed(labelled.image, *drawn))
         shares = one_hot(labelled.label, logits.shape[1]) if labelled.soft is None else labelled.soft
