@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import nn
 
 from labeleff.batch import Batch, Progress, StepOutput
-from labeleff.data import phantom
+from labeleff.data import augment, phantom
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.recipe_io import load_recipe
 from labeleff.rundir import environment
 from labeleff.strategies.base import Strategy
 
+CPU = torch.device("cpu")
 WARM_UP = 5
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,20 +62,38 @@ def phantoms(
         "backbone": {"name": "unet", "channels": channels},
         "stages": [{"strategy": strategy, "steps": 1000, "batch": batch}],
     }
-    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
+    return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 
 
-def in_turn(calls: Sequence[tuple[str, Callable[[], Any]]], times: dict[str, list[float]], number: int) -> None:
-    """Call functions one after the other, in the other order every second time, and note the CPU time each took.
+def clock(device: torch.device) -> float:
+    """Return the CPU seconds of this process, or on a GPU the time when it has done all it was asked to."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_turn(
+    calls: Sequence[tuple[str, Callable[[], Any]]],
+    times: dict[str, list[float]],
+    number: int,
+    device: torch.device = CPU,
+) -> None:
+    """Call functions one after the other, in the other order every second time, and note the time each took.
 
     Nothing is noted of the first ``WARM_UP`` numbers.
     """
     for name, function in calls[:: 1 if number % 2 else -1]:
-        began = time.process_time()
+        began = clock(device)
         function()
-        took = time.process_time() - began
+        took = clock(device) - began
         if number >= WARM_UP:
             times.setdefault(name, []).append(took)
+
+
+def augmented(batch: dict[str, Batch], device: torch.device = CPU) -> dict[str, Batch]:
+    """Return a batch as a strategy sees it, on a device."""
+    return {name: augment.apply(share) for name, share in move_data_to_device(batch, device).items()}
 
 
 def whole(

@@ -17,15 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import provenance, write
+from common import CPU, augmented, provenance, write
 
 from labeleff.batch import Batch
-from labeleff.data import augment
 from labeleff.learner import Learner, make_optimiser
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
@@ -34,11 +33,19 @@ from labeleff.recipe_io import load_recipe
 from labeleff.strategies.bcp import Bcp
 
 ROUNDS, WARM_UP, STEPS = 80, 200, 40
+CHANNELS = (16, 32, 64, 128)
 SHAPES = {"2-D": {"ndim": 2, "size": [96, 96], "batch": 16}, "3-D": {"ndim": 3, "size": [40, 48, 48], "batch": 4}}
 
 
 def prepared(
-    folder: Path, *, ndim: int, size: list[int], batch: int, pairing: str = "paper", patients: int = 20
+    folder: Path,
+    *,
+    ndim: int,
+    size: list[int],
+    batch: int,
+    pairing: str = "paper",
+    patients: int = 20,
+    channels: Sequence[int] = CHANNELS,
 ) -> Prepared:
     """Return the data of a BCP recipe on phantoms."""
     augmented = {"rotate": 20.0, "scale": 0.15, "shift": 0.1, "gain": 0.2, "offset": 0.2}
@@ -49,23 +56,23 @@ def prepared(
             "dataset": {"name": "phantom", "patients": patients, "test": 1, "ndim": ndim, "size": size, "slices": 1},
             "labelled": 4,
         },
-        "backbone": {"name": "unet", "channels": [16, 32, 64, 128]},
+        "backbone": {"name": "unet", "channels": list(channels)},
         "stages": [stage],
         "trainer": {"workers": 1},
     }
     values["data"]["patch"] = size
-    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
+    return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 
 
 class Steps:
     """A BCP step, the same step through the whole Learner, and its bare passes, on one network."""
 
-    def __init__(self, data: Prepared) -> None:
+    def __init__(self, data: Prepared, device: torch.device = CPU) -> None:
         stage = data.recipe.stages[0]
         self.strategy = Bcp(**stage.strategy.options)
         self.backbone = data.backbone(0)
         self.strategy.build(self.backbone, data.task)
-        self.learner = Learner(self.backbone, self.strategy, stage)
+        self.learner = Learner(self.backbone, self.strategy, stage).to(device)
         self.optimiser = make_optimiser(stage.optimiser, self.strategy.parameter_groups(self.backbone))
         self.count = 0
 
@@ -93,27 +100,32 @@ class Steps:
         total.backward()
 
 
-def seconds(function: Callable[..., None], *arguments: Any) -> float:
-    """Return how long one call takes."""
+def seconds(function: Callable[..., None], *arguments: Any, device: torch.device = CPU) -> float:
+    """Return how long one call takes, and what it asks of a GPU."""
+    finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    finish()
     began = time.perf_counter()
     function(*arguments)
+    finish()
     return time.perf_counter() - began
 
 
-def step_ratio(data: Prepared) -> dict[str, float]:
+def step_ratio(
+    data: Prepared, device: torch.device = CPU, warm_up: int = WARM_UP, rounds: int = ROUNDS
+) -> dict[str, float]:
     """Return medians of a step and of its bare passes, taken in turn, after the network has learnt a little."""
-    steps = Steps(data)
+    steps = Steps(data, device)
     stage = data.recipe.stages[0]
-    loader = data.loader(stage, 0, steps.strategy, first=0, last=WARM_UP + ROUNDS, revision=0)
+    loader = data.loader(stage, 0, steps.strategy, first=0, last=warm_up + rounds, revision=0)
     whole, bare = [], []
     for number, batch in enumerate(loader):
-        seen = {name: augment.apply(share) for name, share in batch.items()}
-        if number < WARM_UP:
+        seen = augmented(batch, device)
+        if number < warm_up:
             steps.whole(seen)
             continue
         # whichever comes first finds the caches full of augmentation
         for kind, times in ((steps.whole, whole), (steps.bare, bare))[:: 1 if number % 2 else -1]:
-            times.append(seconds(kind, seen))
+            times.append(seconds(kind, seen, device=device))
     found = {"step_seconds": statistics.median(whole), "bare_seconds": statistics.median(bare)}
     return found | {"ratio": found["step_seconds"] / found["bare_seconds"]}
 
@@ -127,7 +139,7 @@ def data_wait(data: Prepared) -> dict[str, float]:
         began = time.perf_counter()
         batch = next(loader)
         waits.append(time.perf_counter() - began)
-        works.append(seconds(lambda b=batch: steps.whole({name: augment.apply(share) for name, share in b.items()})))
+        works.append(seconds(lambda b=batch: steps.whole(augmented(b))))
     wait, work = statistics.median(waits[5:]), statistics.median(works[5:])
     return {"wait_seconds": wait, "step_seconds": work, "share": wait / (wait + work)}
 

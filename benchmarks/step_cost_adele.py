@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import WARM_UP, in_turn, provenance, whole, write
-from step_cost import SHAPES, seconds
+from common import CPU, WARM_UP, augmented, in_turn, provenance, whole, write
+from step_cost import CHANNELS, SHAPES, seconds
 
 from labeleff.annotators.label_correction import LabelCorrection
 from labeleff.batch import Batch, Progress
-from labeleff.data import augment
 from labeleff.functional.adele import correction_epoch
 from labeleff.learner import make_optimiser
 from labeleff.prepare import prepare
@@ -36,7 +36,7 @@ from labeleff.strategies.adele import RESIZE, Adele
 ROUNDS = 30
 
 
-def prepared(folder: Path, *, ndim: int, size: list[int], batch: int) -> Prepared:
+def prepared(folder: Path, *, ndim: int, size: list[int], batch: int, channels: Sequence[int] = CHANNELS) -> Prepared:
     """Return the data of an ADELE recipe on phantoms."""
     values = {
         "name": "step-cost-adele",
@@ -45,18 +45,19 @@ def prepared(folder: Path, *, ndim: int, size: list[int], batch: int) -> Prepare
             "labelled": 4,
             "patch": size,
         },
-        "backbone": {"name": "unet", "channels": [16, 32, 64, 128]},
+        "backbone": {"name": "unet", "channels": list(channels)},
         "stages": [{"strategy": "adele", "annotator": "label_correction", "steps": 1000, "batch": batch}],
     }
-    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
+    return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 
 
-def measure(data: Prepared) -> dict[str, float]:
+def measure(data: Prepared, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step, of its bare passes and of watching the curves, taken in turn."""
     stage = data.recipe.stages[0]
     strategy, annotator = Adele(**stage.strategy.options), LabelCorrection()
     backbone = data.backbone(0)
     strategy.build(backbone, data.task)
+    strategy.to(device), backbone.to(device)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
     loader = data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)
     seen: dict[str, Any] = {}
@@ -71,7 +72,7 @@ def measure(data: Prepared) -> dict[str, float]:
 
     times: dict[str, list[float]] = {}
     for number, read in enumerate(loader):
-        batch = {name: augment.apply(share) for name, share in read.items()}
+        batch = augmented(read, device)
         image = batch["labelled"].image
         native = tuple(image.shape[2:])
         sizes = strategy._sizes_of(backbone, native)
@@ -79,9 +80,9 @@ def measure(data: Prepared) -> dict[str, float]:
             image if s == native else F.interpolate(image, s, mode=RESIZE[len(native)], align_corners=True)
             for s in sizes
         ]
-        in_turn([("step", partial(step, batch)), ("bare", partial(bare, images))], times, number)
+        in_turn([("step", partial(step, batch)), ("bare", partial(bare, images))], times, number, device)
         watch = partial(annotator.observe, batch, seen["output"].logits, Progress(number, 1000))
-        in_turn([("watch", watch)], times, number)
+        in_turn([("watch", watch)], times, number, device)
     taken, passes, watching = (statistics.median(times[name]) for name in ("step", "bare", "watch"))
     return {
         "step_seconds": taken,

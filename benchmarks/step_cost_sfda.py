@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import WARM_UP, in_turn, provenance, whole, write
-from step_cost import SHAPES
+import torch
+from common import CPU, WARM_UP, augmented, in_turn, provenance, whole, write
+from step_cost import CHANNELS, SHAPES
 
 from labeleff import registry
 from labeleff.batch import Batch
-from labeleff.data import augment
 from labeleff.learner import make_optimiser
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
@@ -34,7 +35,9 @@ SUBJECTS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepared(folder: Path, stage: dict[str, Any], *, ndim: int, size: list[int], batch: int) -> Prepared:
+def prepared(
+    folder: Path, stage: dict[str, Any], *, ndim: int, size: list[int], batch: int, channels: Sequence[int] = CHANNELS
+) -> Prepared:
     """Return the data of a recipe on two sites."""
     values = {
         "name": "step-cost-sfda",
@@ -46,18 +49,19 @@ def prepared(folder: Path, stage: dict[str, Any], *, ndim: int, size: list[int],
             "patch": size,
             "prior": {"name": "source_mean"},
         },
-        "backbone": {"name": "unet", "channels": [16, 32, 64, 128]},
+        "backbone": {"name": "unet", "channels": list(channels)},
         "stages": [stage | {"steps": 1000, "batch": batch}],
     }
-    return prepare(load_recipe(values), folder / "run", cache=folder / "cache")
+    return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 
 
-def measure(data: Prepared) -> dict[str, float]:
+def measure(data: Prepared, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step and of its bare passes, taken in turn."""
     stage = data.recipe.stages[0]
     strategy: Strategy = registry.made("strategy", stage.strategy)
     backbone = data.backbone(0)
     strategy.build(backbone, data.task)
+    strategy.to(device), backbone.to(device)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
 
     def bare(batch: dict[str, Batch]) -> None:
@@ -67,14 +71,14 @@ def measure(data: Prepared) -> dict[str, float]:
 
     times: dict[str, list[float]] = {}
     for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)):
-        batch = {name: augment.apply(share) for name, share in read.items()}
+        batch = augmented(read, device)
         target = batch["unlabelled"]
         if stage.strategy.name == "ripu":  # as after a round of questions
             label = target.label.clone()
             label[(slice(None), *[slice(4, 20)] * data.task.ndim)] = 1
             batch["unlabelled"] = target._replace(label=label)
         step = partial(whole, strategy, backbone, optimiser, batch)
-        in_turn([("step", step), ("bare", partial(bare, batch))], times, number)
+        in_turn([("step", step), ("bare", partial(bare, batch))], times, number, device)
     taken, passes = (statistics.median(times[name]) for name in ("step", "bare"))
     return {"step_seconds": taken, "bare_seconds": passes, "ratio": taken / passes}
 

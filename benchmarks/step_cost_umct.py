@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import WARM_UP, in_turn, phantoms, provenance, whole, write
+from common import CPU, WARM_UP, augmented, in_turn, phantoms, provenance, whole, write
 from step_cost import SHAPES
 from torch import Tensor, nn
 
@@ -26,7 +26,6 @@ from labeleff import registry
 from labeleff.backbones.mc_dropout import dropouts, predict_and_sample, prediction_modes, sample, with_dropout
 from labeleff.backbones.replay import Replay
 from labeleff.batch import Batch, Task
-from labeleff.data import augment
 from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
@@ -41,11 +40,12 @@ SUBJECTS: dict[str, dict[str, Any]] = {
 PLACES = ("decoder", "head")
 
 
-def step_ratio(data: Prepared, rounds: int) -> dict[str, float]:
+def step_ratio(data: Prepared, rounds: int, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step and of its bare passes."""
     stage = data.recipe.stages[0]
     strategy, backbone = Umct(**stage.strategy.options), data.backbone(0)
     strategy.build(backbone, data.task)
+    strategy.to(device), backbone.to(device)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
     members = strategy.members(backbone)
 
@@ -64,9 +64,9 @@ def step_ratio(data: Prepared, rounds: int) -> dict[str, float]:
 
     times: dict[str, list[float]] = {}
     for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + rounds, revision=0)):
-        batch = {name: augment.apply(share) for name, share in read.items()}
+        batch = augmented(read, device)
         step = partial(whole, strategy, backbone, optimiser, batch)
-        in_turn([("step", step), ("bare", partial(bare, batch))], times, number)
+        in_turn([("step", step), ("bare", partial(bare, batch))], times, number, device)
     taken, passes = (statistics.median(times[name]) for name in ("step", "bare"))
     return {"step_seconds": taken, "bare_seconds": passes, "ratio": taken / passes}
 

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import WARM_UP, in_turn, phantoms, provenance, whole, write
+from common import CPU, WARM_UP, augmented, in_turn, phantoms, provenance, whole, write
 from step_cost import SHAPES
 from torch import Tensor, nn
 
 from labeleff import registry
 from labeleff.backbones.taps import encode
 from labeleff.batch import Batch, Progress
-from labeleff.data import augment
 from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
@@ -58,12 +57,13 @@ def shown(strategy: Strategy, backbone: nn.Module, batch: dict[str, Batch]) -> T
     return rows
 
 
-def measured(data: Prepared, rounds: int) -> dict[str, float]:
+def measured(data: Prepared, rounds: int, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step, of its bare passes, and of a forward as far as the step's and of the whole network."""
     stage = data.recipe.stages[0]
     strategy: Strategy = registry.made("strategy", stage.strategy)
     backbone = data.backbone(0)
     strategy.build(backbone, data.task)
+    strategy.to(device), backbone.to(device)
     optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
     taps = getattr(strategy, "taps", None) or [strategy.tap]
     teacher = getattr(strategy, "teacher", None)
@@ -87,10 +87,10 @@ def measured(data: Prepared, rounds: int) -> dict[str, float]:
 
     times: dict[str, list[float]] = {}
     for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + rounds, revision=0)):
-        batch = {name: augment.apply(share) for name, share in read.items()}
+        batch = augmented(read, device)
         rows = shown(strategy, backbone, batch)
         calls = [("bare", bare), ("part", part), ("network", network)]
-        in_turn([("step", partial(whole, strategy, backbone, optimiser, batch)), *calls], times, number)
+        in_turn([("step", partial(whole, strategy, backbone, optimiser, batch)), *calls], times, number, device)
     found = {f"{name}_seconds": statistics.median(taken) for name, taken in times.items()}
     found["ratio"] = found["step_seconds"] / found["bare_seconds"]
     return {**found, "share_of_network": found["part_seconds"] / found["network_seconds"]}

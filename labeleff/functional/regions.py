@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from typing import Literal
 
@@ -67,7 +68,7 @@ def largest_components(
     """Return label maps in which each foreground class keeps only its largest connected component.
 
     Removed voxels become background. Of components of equal size the one met first in raster order stays. Voxels with a
-    label outside 0 … K-1 (IGNORE) are kept. Runs on the CPU; not differentiable.
+    label outside 0 … K-1 (IGNORE) are kept. On a GPU the map does not leave it. Not differentiable.
 
     Args:
         label: [B, *S] integer.
@@ -86,6 +87,8 @@ def largest_components(
     reach = axes if connectivity == "full" else int(connectivity)
     if not 1 <= reach <= axes:
         raise ShapeError(f"connectivity is {connectivity}; with {axes} axes it is 1 … {axes} or 'full'")
+    if label.device.type != "cpu":
+        return _largest_by_propagation(label, num_classes, reach, classes)
     neighbours = NEIGHBOURS[axes][reach - 1]
     maps = label.detach().cpu().numpy()
     wanted = (maps > 0) & (maps < num_classes)
@@ -107,3 +110,47 @@ def largest_components(
     if classes is not None or maps.max(initial=0) >= num_classes:
         np.copyto(cleaned, maps, where=~wanted)
     return torch.from_numpy(cleaned).to(label.device)
+
+
+def _largest_by_propagation(label: Tensor, num_classes: int, reach: int, classes: Collection[int] | None) -> Tensor:
+    """Return what ``largest_components`` returns, in operations on whole maps: what suits a GPU."""
+    wanted = (label > 0) & (label < num_classes)
+    if classes is not None:
+        wanted &= torch.isin(label, torch.tensor(list(classes), device=label.device, dtype=label.dtype))
+    first = _first_of_component(torch.where(wanted, label, 0), reach)
+    flat, inside = label.flatten().long(), wanted.flatten()
+    places = torch.arange(first.numel(), device=label.device)
+    heads = places[inside & (first == places)]  # in raster order
+    # the most voxels, and of as many those that come first
+    score = torch.bincount(first[inside], minlength=first.numel())[heads] * first.numel() - heads
+    group = heads // (first.numel() // len(label)) * num_classes + flat[heads]
+    best = torch.full((len(label) * num_classes,), -1, device=label.device, dtype=score.dtype)
+    best = best.scatter_reduce(0, group, score, "amax")
+    kept = torch.zeros_like(inside)
+    kept[heads] = score == best[group]
+    return torch.where(wanted & ~kept[first].view_as(wanted), 0, label)
+
+
+def _first_of_component(label: Tensor, reach: int) -> Tensor:
+    """Return for each voxel where the first one of its component is, in raster order: [B * voxels]. Zeros have none.
+
+    Neighbours of one class tell each other the first place they know, and ask it in turn what it knows, until all agree.
+    """
+    places = torch.arange(label.numel(), device=label.device)
+    grid, pairs = places.view_as(label), []
+    for step in itertools.product((-1, 0, 1), repeat=label.ndim - 1):
+        if step <= (0,) * len(step) or sum(map(abs, step)) > reach:
+            continue  # each pair once
+        one = (slice(None), *(slice(max(0, -s), n - max(0, s)) for s, n in zip(step, label.shape[1:], strict=True)))
+        other = (slice(None), *(slice(max(0, s), n - max(0, -s)) for s, n in zip(step, label.shape[1:], strict=True)))
+        together = (label[one] == label[other]) & (label[one] > 0)
+        pairs.append(torch.stack([grid[one][together], grid[other][together]]))
+    ends, first = torch.cat(pairs, 1), places
+    while True:
+        known = first[ends]
+        lower, higher = known.amin(0), known.amax(0)
+        if torch.equal(lower, higher):
+            return first
+        first = first.scatter_reduce(0, higher, lower, "amin")
+        first = first[first]
+        first = first[first]

@@ -7,7 +7,7 @@ from skimage.measure import label as components_of
 
 from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
-from labeleff.functional.regions import hard_labels, largest_components
+from labeleff.functional.regions import _largest_by_propagation, hard_labels, largest_components
 
 
 def by_skimage(maps, classes, connectivity):
@@ -33,6 +33,25 @@ def test_equal_to_skimage(shape, classes):
         assert np.array_equal(found, by_skimage(maps, classes, connectivity))
     full = largest_components(torch.from_numpy(maps), classes).numpy()
     assert np.array_equal(full, by_skimage(maps, classes, len(shape)))
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("shape", [(300,), (40, 50), (16, 15, 14)])
+def test_what_runs_on_a_gpu_is_what_runs_on_a_cpu(shape, density):
+    generator = np.random.default_rng(int(100 * density))
+    maps = generator.integers(1, 5, (3, *shape)) * (generator.random((3, *shape)) < density)
+    maps[generator.random(maps.shape) < 0.05] = IGNORE
+    label = torch.from_numpy(maps)
+    for reach in range(1, len(shape) + 1):
+        for classes in (None, [1, 3]):
+            expected = largest_components(
+                label, 4, connectivity=reach, classes=classes
+            )  # the fifth class is left alone
+            assert torch.equal(_largest_by_propagation(label, 4, reach, classes), expected)
+    snake = torch.zeros(1, 65, 65, dtype=torch.uint8)  # one long line, told from end to end
+    snake[0, ::2], snake[0, 1::4, -1], snake[0, 3::4, 0] = 1, 1, 1
+    snake[0, 40, 30] = 0
+    assert torch.equal(_largest_by_propagation(snake, 2, 1, None), largest_components(snake, 2, connectivity=1))
 
 
 def test_ties_go_to_the_first_in_raster_order_and_unknown_stays():
