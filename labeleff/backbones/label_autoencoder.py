@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from labeleff.batch import Task
 from labeleff.functional.losses import one_hot
+from labeleff.functional.pooling import pooled
 from labeleff.functional.uncertainty import noised
 
 Encoding = Literal["one_hot", "index"]
@@ -68,9 +69,8 @@ class LabelAutoencoder(nn.Module):
         for block in self.down:
             sizes.append(maps.shape[2:])
             maps = block(maps)
-        pool = F.adaptive_avg_pool2d if maps.ndim == 4 else F.adaptive_avg_pool3d
         deepest, shape = maps.shape[2:], (*maps.shape[:2], *([self.grid] * (maps.ndim - 2)))
-        vector = self.squeeze(pool(maps, self.grid).flatten(1))
+        vector = self.squeeze(pooled(maps, self.grid).flatten(1))
         maps = F.interpolate(self.unsqueeze(vector).view(shape), deepest, mode="nearest")
         for block, size in zip(self.up, reversed(sizes), strict=True):
             maps = block(F.interpolate(maps, size, mode="nearest"))

@@ -16,6 +16,7 @@ from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import ShapeError
 from labeleff.functional.glcl import GlobalScheme, global_loss
 from labeleff.functional.image_views import random_crop, random_intensity
+from labeleff.functional.pooling import pooled
 from labeleff.registry import register
 from labeleff.strategies.base import train_only
 from labeleff.strategies.base_contrast import Contrast
@@ -38,13 +39,13 @@ class GlobalHead(nn.Module):
 
     def __init__(self, channels: int, ndim: int, *, grid: int, hidden: int, projection: int) -> None:
         super().__init__()
-        self.pool = (nn.AdaptiveAvgPool2d if ndim == 2 else nn.AdaptiveAvgPool3d)(grid)
+        self.grid = grid
         self.first = nn.Linear(channels * grid**ndim, hidden, bias=False)
         self.last = nn.Linear(hidden, projection, bias=False)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return [N, projection] of [N, C, *S]."""
-        found: Tensor = self.last(torch.relu(self.first(self.pool(feature.float()).flatten(1))))
+        found: Tensor = self.last(torch.relu(self.first(pooled(feature.float(), self.grid).flatten(1))))
         return found
 
 
