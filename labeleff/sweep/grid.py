@@ -255,7 +255,8 @@ def labelled_images(stage: Stage) -> int:
     for name, stream in streams.items():
         bound = stage.streams.get(name)
         if ((bound.role if bound else None) or stream.role) == "labelled":
-            count += (bound.batch if bound else None) or stage.batch
+            own = bound.batch if bound else None  # 0 leaves the stream out
+            count += stage.batch if own is None else own
     return count
 
 

@@ -117,6 +117,14 @@ def test_unequal_terms_are_refused_unless_allowed_and_then_said():
         grid(methods={"supervised": {"set": ["stages.0.steps=400"]}, "mean_teacher": {}}, steps=None)
 
 
+def test_a_stream_that_is_left_out_shows_no_labelled_image():
+    left_out = {"strategy": "ripu", "steps": 4, "batch": 8, "streams": {"labelled": {"batch": 0}}}
+    recipe = load_recipe(
+        tiny(stages=[left_out, left_out | {"streams": {}}, left_out | {"streams": {"labelled": {"batch": 3}}}])
+    )
+    assert terms(recipe)["labelled images per step"] == [3, 8]
+
+
 def test_the_key_knows_what_matters():
     recipe = load_recipe(tiny())
     same = load_recipe(tiny(name="other", trainer={"log_every": 5, "workers": 1}, evaluation={"pictures": True}))
