@@ -81,7 +81,10 @@ class GlclGlobal(Contrast):
     reads_labels = False
     batch_joint = True
     supports_regions = True
-    advice: ClassVar[str] = "change the rate, take more images per step, and make sure that volumes are oriented alike"
+    advice: ClassVar[str] = (
+        "give it more steps, norms of the batch, more images per step or another rate, and make sure that volumes are oriented "
+        "alike"
+    )
     equivalent_options: ClassVar[dict[str, str]] = {"bottleneck": "a name of a module of the backbone"}
 
     def __init__(
