@@ -16,6 +16,8 @@ from labeleff.errors import ShapeError
 
 MOST_REGIONS = 7
 """Regions that fit into one byte beside IGNORE."""
+MOST_ON_DEVICE = 2**25
+"""Voxels of a batch whose components are found on a GPU, in about 100 bytes each."""
 NEIGHBOURS: dict[int, tuple[Literal[4, 6, 8, 18, 26], ...]] = {1: (4,), 2: (4, 8), 3: (6, 18, 26)}
 """Neighbours of a voxel, by number of axes and by connectivity."""
 
@@ -68,7 +70,8 @@ def largest_components(
     """Return label maps in which each foreground class keeps only its largest connected component.
 
     Removed voxels become background. Of components of equal size the one met first in raster order stays. Voxels with a
-    label outside 0 … K-1 (IGNORE) are kept. On a GPU the map does not leave it. Not differentiable.
+    label outside 0 … K-1 (IGNORE) are kept. On a GPU a batch of up to 2^25 voxels
+    does not leave it. Not differentiable.
 
     Args:
         label: [B, *S] integer.
@@ -87,7 +90,7 @@ def largest_components(
     reach = axes if connectivity == "full" else int(connectivity)
     if not 1 <= reach <= axes:
         raise ShapeError(f"connectivity is {connectivity}; with {axes} axes it is 1 … {axes} or 'full'")
-    if label.device.type != "cpu":
+    if label.device.type != "cpu" and label.numel() <= MOST_ON_DEVICE:
         return _largest_by_propagation(label, num_classes, reach, classes)
     neighbours = NEIGHBOURS[axes][reach - 1]
     maps = label.detach().cpu().numpy()
