@@ -70,8 +70,7 @@ def largest_components(
     """Return label maps in which each foreground class keeps only its largest connected component.
 
     Removed voxels become background. Of components of equal size the one met first in raster order stays. Voxels with a
-    label outside 0 … K-1 (IGNORE) are kept. On a GPU a batch of up to 2^25 voxels
-    does not leave it. Not differentiable.
+    label outside 0 … K-1 (IGNORE) are kept. On a GPU a batch of up to 2^25 voxels does not leave it. Not differentiable.
 
     Args:
         label: [B, *S] integer.
