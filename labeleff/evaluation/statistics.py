@@ -287,7 +287,7 @@ def labels_needed(budgets: Sequence[float], scores: ArrayLike, target: ArrayLike
     short = (curve < wanted - 1e-9).sum(-1, keepdims=True)  # a level of the fit counts as reached
     after = short.clip(1, len(x) - 1)
     low, high = (np.take_along_axis(curve, index, -1) for index in (after - 1, after))
-    share = (wanted - low) / np.where(high > low, high - low, 1.0)
+    share = np.clip((wanted - low) / np.where(high > low, high - low, 1.0), 0, 1)  # beyond is replaced below
     between = 2 ** (x[after - 1] + share * (x[after] - x[after - 1]))
     found = np.where(short == 0, labels[0], between)
     found = np.where(wanted > curve[..., -1:], np.inf, np.where(wanted < curve[..., :1], 0.0, found))
