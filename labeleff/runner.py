@@ -294,6 +294,8 @@ class Run:
         else:
             self._reshape_as_before(index)
         flags = [(p, p.requires_grad) for p in self.backbone.parameters()]
+        # a look at whole cases may have left it on a GPU, whose generator would draw other weights for what is made like it
+        self.backbone.cpu()
         torch.manual_seed(derive_seed(self.recipe.seed, "build", index))
         strategy.build(self.backbone, self.data.task)
         optimiser = moments if stage.optimiser_state == "previous" else None
