@@ -7,7 +7,7 @@ Shapes: B batch, C channels, K classes, *S the d = 2 or 3 axes the network sees,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -27,6 +27,11 @@ def derive_seed(*parts: int | str) -> int:
 def uniform(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
     """Return numbers that are uniform in [0, 1), [B, *shape] float32 on the CPU: those of each sample from its own generator."""
     return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
+
+
+def beside(drawn: Tensor, like: Tensor) -> Tensor:
+    """Return a small tensor of the CPU where another one lies, without waiting until its device has done what it has to do."""
+    return drawn.to(like.device, non_blocking=like.is_cuda)
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,35 @@ class Batch(NamedTuple):
     label: Tensor  # [B, *S] int64, IGNORE where nobody has said; overlapping regions: [B, R, *S] of {0, 1, IGNORE}
     given: Tensor  # the label as first given, same shape (the same tensor where it was never edited)
     valid: Tensor  # [B, 1, *S] bool, False in padding
-    geometry: Geometry
+    geometry: Geometry  # on the CPU, wherever the rest is
     soft: Tensor | None = None  # [B, K, *S]: several raters, fused pseudo-labels
     weight: Tensor | None = None  # [B, *S] or [B]
     extras: Mapping[str, Tensor] = {}
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device: what a trainer calls.
+
+        Its geometry stays: what is asked of it, and drawn by it, would wait for the device to come to an end of all its work.
+        """
+        there = torch.device(device)
+        return self._changed(lambda tensor: tensor.to(there, non_blocking=there.type == "cuda"))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU reads by itself: what a loader calls."""
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with other tensors; one that is both ``label`` and ``given`` stays one."""
+        label = change(self.label)
+        return self._replace(
+            image=change(self.image),
+            label=label,
+            given=label if self.given is self.label else change(self.given),
+            valid=change(self.valid),
+            soft=None if self.soft is None else change(self.soft),
+            weight=None if self.weight is None else change(self.weight),
+            extras={name: change(value) for name, value in self.extras.items()},
+        )
 
 
 class Progress(NamedTuple):

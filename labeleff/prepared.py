@@ -302,7 +302,7 @@ class Prepared:
             rank=rank,
             world=world,
         )
-        return make_loader(data, workers=self.recipe.trainer.workers)
+        return make_loader(data, workers=self.recipe.trainer.workers, pin=device_of(self.recipe).type == "cuda")
 
     def viewer(self, *networks: nn.Module) -> Viewer:
         """Return how whole cases are looked at, and move the networks that will look to the device of the run.

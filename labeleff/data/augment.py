@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from labeleff.batch import IGNORE, Batch, Geometry
+from labeleff.batch import IGNORE, Batch, Geometry, beside
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def apply(batch: Batch) -> Batch:
     image, label, given, valid, soft = batch.image, batch.label, batch.given, batch.valid, batch.soft
     moved = _moved(geometry.affine)
     if len(moved):
-        grid = _grid(geometry.affine[moved], image.shape[2:])
-        image = image.clone()
+        grid = _grid(beside(geometry.affine[moved], image), image.shape[2:])
+        image, moved = image.clone(), beside(moved, image)
         image[moved] = F.grid_sample(batch.image[moved], grid, mode="bilinear", align_corners=False)
         maps = [label[moved], *([given[moved]] if given is not label else [])]
         # zeros outside: labels are shifted so that zero means IGNORE, validity so that it means invalid
@@ -131,7 +131,8 @@ def replay(array: Tensor, geometry: Geometry, *, mode: Literal["bilinear", "near
     if not len(moved):
         return array
     result = array.clone()
-    grid = _grid(geometry.affine[moved], array.shape[2:])
+    grid = _grid(beside(geometry.affine[moved], array), array.shape[2:])
+    moved = beside(moved, array)
     result[moved] = F.grid_sample(array[moved].float(), grid, mode=mode, align_corners=False).to(array.dtype)
     return result
 
@@ -149,33 +150,38 @@ def _intensity(image: Tensor, geometry: Geometry) -> Tensor:
     """Blur, gamma, gain and offset, then noise, each where it was drawn."""
     gain, offset, gamma, noise, blur = geometry.intensity.unbind(1)
     per_sample = (-1,) + (1,) * (image.ndim - 1)
+
+    def each(drawn: Tensor) -> Tensor:
+        return beside(drawn, image).view(per_sample)
+
     if bool((blur > 0).any()):
         image = _blur(image, blur)
     if bool((gamma != 1).any()):
         low = image.flatten(1).amin(1).view(per_sample)
         reach = (image.flatten(1).amax(1).view(per_sample) - low).clamp_min(1e-6)
-        image = ((image - low) / reach).clamp(0, 1) ** gamma.view(per_sample) * reach + low
+        image = ((image - low) / reach).clamp(0, 1) ** each(gamma) * reach + low
     if bool((gain != 1).any()) or bool((offset != 0).any()):
-        image = image * gain.view(per_sample) + offset.view(per_sample)
+        image = image * each(gain) + each(offset)
     if bool((noise > 0).any()):
         grain = torch.empty_like(image)
         for row, key in zip(grain, geometry.sample.tolist(), strict=True):
             row.normal_(generator=torch.Generator(image.device).manual_seed(key))
-        image = image + grain * noise.view(per_sample)
+        image = image + grain * each(noise)
     return image
 
 
 def _blur(image: Tensor, sd: Tensor) -> Tensor:
     """Return every sample blurred by a Gaussian of its own standard deviation, voxels."""
+    largest, sd = float(sd.max()), beside(sd, image)
     if image.ndim == 4:
         from kornia.filters import gaussian_blur2d
 
-        size = 2 * int(np.ceil(3 * float(sd.max()))) + 1
+        size = 2 * int(np.ceil(3 * largest)) + 1
         size = min(size, 2 * ((min(image.shape[2:]) - 1) // 2) + 1)
         wide = sd.clamp_min(1e-3).unsqueeze(1).expand(-1, 2)
         blurred: Tensor = gaussian_blur2d(image, (size, size), wide)
         return blurred
-    reach = min(int(np.ceil(3 * float(sd.max()))), min(image.shape[2:]) - 1)
+    reach = min(int(np.ceil(3 * largest)), min(image.shape[2:]) - 1)
     offsets = torch.arange(-reach, reach + 1, device=image.device)
     kernel = torch.softmax(-(offsets**2) / (2 * sd.clamp_min(1e-3).unsqueeze(1) ** 2), dim=1)
     samples, channels = image.shape[:2]

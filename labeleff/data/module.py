@@ -243,14 +243,20 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def make_loader(data: StepData, *, workers: int = 0) -> DataLoader[dict[str, Batch]]:
-    """Return a loader over whole micro-batches; what it yields does not depend on the number of workers."""
+def make_loader(data: StepData, *, workers: int = 0, pin: bool = False) -> DataLoader[dict[str, Batch]]:
+    """Return a loader over whole micro-batches; what it yields does not depend on the number of workers.
+
+    Args:
+        data: Micro-batches.
+        workers: Processes that read them; 0: this one.
+        pin: They go to a GPU.
+    """
     return DataLoader(
         data,
         batch_size=None,
         shuffle=False,
         num_workers=workers,
         collate_fn=Parcel if workers else _as_is,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         prefetch_factor=4 if workers else None,
     )
