@@ -170,7 +170,8 @@ def _slabs(
     if shape == tuple(patch):
         yield slice(0, spatial[0]), probabilities(image[None].to(device))[0].cpu()[(slice(None), *inside)]
         return
-    weight = compute_importance_map(patch, mode="gaussian").to(device)
+    weight = compute_importance_map(patch, mode="gaussian", device=device)  # there, as MONAI does: rounding differs
+    added = weight.cpu()
     windows = _window_starts(shape, patch, overlap)
     sums: Tensor | None = None
     counts = torch.zeros(0)
@@ -187,7 +188,7 @@ def _slabs(
         for window, score in zip(group, scores, strict=True):
             place = (slice(None), slice(window[0].start - done, window[0].stop - done), *window[1:])
             sums[place] += score
-            counts[place] += weight.cpu()
+            counts[place] += added
         later = windows[first + len(group)][0].start if first + len(group) < len(windows) else shape[0]
         if later > done:
             whole = sums[:, : later - done] / counts[:, : later - done]
