@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from labeleff.batch import IGNORE
+from labeleff.batch import IGNORE, beside
 from labeleff.errors import ShapeError
 from labeleff.functional.losses import voxel_blocks
 from labeleff.functional.regions import hard_labels
@@ -266,7 +266,7 @@ def multiscale_consistency(
     with torch.autocast(label.device.type, enabled=False):
         maps = [z.float().flatten(2) for z in logits]
         shares = torch.stack([torch.as_tensor(w, dtype=torch.float32) for w in _shares(logits, weights)])
-        divergence, surest = _Divergence.apply(shares.to(label.device), *maps)  # type: ignore[no-untyped-call]
+        divergence, surest = _Divergence.apply(beside(shares, label), *maps)  # type: ignore[no-untyped-call]
         known = (label != IGNORE).flatten(1)
         inside = torch.ones_like(known) if valid is None else valid.reshape(known.shape)
         opened = (surest * (known & inside)).amax(1, keepdim=True) >= gate

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labeleff.batch import IGNORE
+from labeleff.batch import IGNORE, beside
 from labeleff.functional.losses import LINEAR_EPS, one_hot
 
 FARTHEST, NEAREST = 8, 3
@@ -76,17 +76,18 @@ def corrupt_labels(
     slices = label if label.ndim == 3 else label.movedim(-1, 1)
     flat = slices.reshape(-1, *slices.shape[-2:]).clone()
     draws = torch.rand(len(flat), 4, generator=generator)
-    for number in torch.nonzero(draws[:, 0] < swap).flatten().tolist():
-        flat[number] = _swapped(flat[number], generator)
+    frayed = torch.nonzero(draws[:, 0] < swap).flatten()
+    if len(frayed):  # many small steps, each of which would wait for a GPU
+        place = beside(frayed, flat)
+        flat[place] = torch.stack([_swapped(own, generator) for own in flat[place].cpu()]).to(flat.device)
     changed = torch.nonzero(draws[:, 1] < morph).flatten()
     kinds = (draws[:, 2] * len(OPERATIONS) * LARGEST_RADIUS).long()
     classes = 1 + (draws[:, 3] * (num_classes - 1)).long()
     for kind in sorted(set(kinds[changed].tolist())):  # all slices of one operation and radius at once
         some = changed[kinds[changed] == kind]
         operation, radius = OPERATIONS[kind // LARGEST_RADIUS], 1 + kind % LARGEST_RADIUS
-        flat[some.to(flat.device)] = _reshaped(
-            flat[some.to(flat.device)], classes[some].to(flat.device), operation, radius
-        )
+        place = beside(some, flat)
+        flat[place] = _reshaped(flat[place], beside(classes[some], flat), operation, radius)
     spoilt = flat.reshape(slices.shape)
     spoilt = spoilt if label.ndim == 3 else spoilt.movedim(1, -1)
     return torch.where(label == IGNORE, label, spoilt)

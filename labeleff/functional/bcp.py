@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from labeleff.batch import IGNORE
+from labeleff.batch import IGNORE, beside
 from labeleff.errors import ShapeError
 from labeleff.functional.losses import DiceForm, region_losses
 
@@ -23,16 +23,18 @@ def box_mask(
     *,
     generator: torch.Generator | None = None,
     reach_edge: bool = True,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return [*S] float32 on the CPU: 1 outside a random box, 0 inside.
+    """Return [*S] float32: 1 outside a random box, 0 inside.
 
     The side of the box is ``floor(ratio · n)`` per axis, at least 1. Its corner is uniform over every legal position.
 
     Args:
         spatial: Lengths of the axes, voxels.
         ratio: Side of the box as a share of the axis (β), in (0, 1].
-        generator: Source of randomness.
+        generator: Source of randomness, on the CPU.
         reach_edge: False: the authors' exclusive upper bound, so that the box never touches the far edge.
+        device: Where the mask is made.
 
     Raises:
         ShapeError: The ratio is not in (0, 1], or an axis has no length.
@@ -41,7 +43,7 @@ def box_mask(
         raise ShapeError(f"ratio is {ratio}; the side of the box must be a share of the axis in (0, 1]")
     if not spatial or min(spatial) < 1:
         raise ShapeError(f"spatial is {tuple(spatial)}; every axis needs at least one voxel")
-    mask = torch.ones(tuple(spatial))
+    mask = torch.ones(tuple(spatial), device=device)
     box = []
     for length in spatial:
         side = max(1, math.floor(ratio * length))
@@ -102,5 +104,5 @@ def mixed_loss(
     counted = target != ignore_index
     regions = torch.stack([outside & counted, ~outside & counted], dim=1)
     cross_entropy, overlap = region_losses(logits, target, regions, dice=dice)
-    weights = cross_entropy.new_tensor([weight_outer, weight_inner])
+    weights = beside(torch.tensor([weight_outer, weight_inner], dtype=cross_entropy.dtype), cross_entropy)
     return (weights * (cross_entropy + overlap)).sum() / 2

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labeleff.batch import beside
 from labeleff.errors import ShapeError
 
 GlobalScheme = Literal["gr", "gd-", "gd"]
@@ -79,7 +80,7 @@ def global_loss(
     with torch.autocast(z.device.type, enabled=False):
         unit = _directions(z.float())
         cosine = unit @ unit.t() / temperature
-        group, anchor, positive, weight = (t.to(z.device, non_blocking=True) for t in pairs)
+        group, anchor, positive, weight = (beside(t, z) for t in pairs)
         negative = cosine.masked_fill(group[:, None] == group, -math.inf).logsumexp(1)
         return (weight * F.softplus(negative[anchor] - cosine[anchor, positive])).sum() / len(z)
 
@@ -278,7 +279,7 @@ def local_loss(
         )
     cells = windows(torch.cat([f, f_other]), table, size)
     cells = cells if project is None else project(cells)
-    chosen, near = (torch.tensor(index, device=f.device) for index in (table.regions, table.near))
+    chosen, near = (beside(torch.tensor(index), f) for index in (table.regions, table.near))
     with torch.autocast(f.device.type, enabled=False):
         one, other = _directions(cells.float()).chunk(2)
         if scheme == "lr":
@@ -303,7 +304,7 @@ def windows(f: Tensor, table: RegionTable, size: int) -> Tensor:
         table: Its corners are used.
         size: Side of a window, voxels.
     """
-    index = _places(table, size, tuple(f.shape[2:])).to(f.device, non_blocking=True)
+    index = beside(_places(table, size, tuple(f.shape[2:])), f)
     cells = f.flatten(2).index_select(2, index.flatten()).view(*f.shape[:2], *index.shape)
     return cells.permute(0, 2, 3, 1).flatten(2)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labeleff.batch import uniform
+from labeleff.batch import beside, uniform
 from labeleff.errors import ShapeError
 
 
@@ -37,7 +37,7 @@ def random_crop(image: Tensor, share: float, *, generators: Sequence[torch.Gener
     affine = torch.cat(
         [share * torch.eye(axes).expand(len(image), -1, -1), (2 * corner + share - 1).flip(1)[..., None]], 2
     )
-    grid = F.affine_grid(affine.to(image), list(image.shape), align_corners=False)
+    grid = F.affine_grid(beside(affine.to(image.dtype), image), list(image.shape), align_corners=False)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -58,7 +58,7 @@ def random_intensity(
         clip: Range that values are clipped to at the end; None: they are not.
         generators: Sources of randomness, one per image, on the CPU.
     """
-    draws = (2 * uniform(generators, 2) - 1).to(image)
+    draws = beside((2 * uniform(generators, 2) - 1).to(image.dtype), image)
     shift, factor = draws.view(-1, 2, *[1] * (image.ndim - 1)).unbind(1)
     view = image + brightness * shift
     mean = view.mean(tuple(range(2, image.ndim)), keepdim=True)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labeleff.batch import beside
+
 Pairs = Literal["each", "drawn"]
 
 
@@ -42,8 +44,8 @@ def draw_mixture(
 
 def mixed(values: Tensor, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
     """Return ``λ x_i + (1 - λ) x_j`` of values [B, C, *S]."""
-    weight = share.to(values).view(-1, *([1] * (values.ndim - 1)))
-    return weight * values[first.to(values.device)] + (1 - weight) * values[second.to(values.device)]
+    weight = beside(share.to(values.dtype), values).view(-1, *([1] * (values.ndim - 1)))
+    return weight * values[beside(first, values)] + (1 - weight) * values[beside(second, values)]
 
 
 def mixed_shares(shares: Tensor, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
@@ -56,5 +58,5 @@ def mixed_shares(shares: Tensor, first: Tensor, second: Tensor, share: Tensor) -
         share: λ [B].
     """
     known = (shares.sum(1, keepdim=True) > 0).to(shares)
-    both = known[first.to(shares.device)] * known[second.to(shares.device)]
+    both = known[beside(first, shares)] * known[beside(second, shares)]
     return mixed(shares, first, second, share) * both

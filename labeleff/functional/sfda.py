@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from labeleff.batch import beside
 from labeleff.functional.losses import voxel_blocks
 
 EPS = 1e-10
@@ -69,7 +70,7 @@ def entropy_and_ratio(
     """
     with torch.autocast(logits.device.type, enabled=False):  # sums over many voxels do not fit into 16 bits
         masks = [None if mask is None else mask.flatten(2) for mask in (entropy_valid, ratio_valid)]
-        nu = None if weights is None else weights.to(logits.device, torch.float32).view(1, -1, 1)
+        nu = None if weights is None else beside(weights.float(), logits).view(1, -1, 1)
         total, mass, sums = _Sums.apply(logits.float().flatten(2), nu, *masks, how)  # type: ignore[no-untyped-call]
         return -total / (mass + EPS), sums / (sums.sum(1, keepdim=True) + EPS)
 
@@ -98,7 +99,7 @@ class _Sums(torch.autograd.Function):
             if how is not None:
                 a = p if how == "mean_softmax" else p / (p.amax(1, keepdim=True) + EPS)
                 sums[block[0]] += (a if counted is None else a * counted[block]).sum(2)
-        mass = logits.new_tensor(logits.shape[0] * logits.shape[2]) if inside is None else inside.sum().to(logits)
+        mass = logits.new_full((), logits.shape[0] * logits.shape[2]) if inside is None else inside.sum().to(logits)
         ctx.save_for_backward(probs, nu, inside, counted)
         ctx.how = how
         ctx.mark_non_differentiable(mass)

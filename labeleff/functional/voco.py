@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labeleff.batch import beside
 from labeleff.errors import ShapeError
 
 Form = Literal["v0", "v1", "v2"]
@@ -139,7 +140,7 @@ def constant_losses(
         form: As there.
         counted: As there.
     """
-    same = overlap.new_tensor(answers).view(-1, *([1] * overlap.ndim))
+    same = beside(torch.tensor(answers, dtype=overlap.dtype), overlap).view(-1, *([1] * overlap.ndim))
     all_of_them = overlap.expand(len(answers), *overlap.shape)
     positive, negative = _parts(same.expand_as(all_of_them), all_of_them, form, counted)
     return (positive + negative).flatten(1).mean(1) if overlap.ndim > 2 else positive + negative

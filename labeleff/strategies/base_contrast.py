@@ -35,7 +35,7 @@ class Contrast(Strategy):
             progress: The step.
         """
         if rows not in self._flat:
-            self._flat[rows] = nothing()
+            self._flat[rows] = nothing().to(loss.device)
         flat = self._flat[rows]
         self._watch(loss, flat, progress)
         return StepOutput({"contrast": loss}, {}, {"flat_contrast": flat})

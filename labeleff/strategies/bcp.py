@@ -29,7 +29,7 @@ class Part(NamedTuple):
         if start + count <= len(self.image):
             rows = slice(start, start + count)
             return Part(self.image[rows], self.target[rows], self.weight)
-        index = torch.arange(start, start + count) % len(self.image)
+        index = torch.arange(start, start + count, device=self.image.device) % len(self.image)
         return Part(self.image[index], self.target[index], self.weight)
 
 
@@ -114,8 +114,12 @@ class Bcp(Taught):
         labelled, unlabelled = batch["labelled"], batch.get("unlabelled")
         given = Part(labelled.image, labelled.label, 1.0)
         mask = box_mask(
-            given.image.shape[2:], self.ratio, generator=progress.generator("box"), reach_edge=self.reach_edge
-        ).to(given.image.device)
+            given.image.shape[2:],
+            self.ratio,
+            generator=progress.generator("box"),
+            reach_edge=self.reach_edge,
+            device=given.image.device,
+        )
         if unlabelled is None:
             logits, loss = self._mixture(backbone, given, given.rows(1, len(given.image)), mask)
             return StepOutput({"inward": loss}, {"labelled": logits.detach()})

@@ -57,8 +57,12 @@ class BcpPretrain(Strategy):
         else:
             outer, inner = (image[:half], label[:half]), (image[half : 2 * half], label[half : 2 * half])
         mask = box_mask(
-            image.shape[2:], self.ratio, generator=progress.generator("box"), reach_edge=self.reach_edge
-        ).to(image.device)
+            image.shape[2:],
+            self.ratio,
+            generator=progress.generator("box"),
+            reach_edge=self.reach_edge,
+            device=image.device,
+        )
         logits = backbone(paste(outer[0], inner[0], mask))
         if self.form == "plain":
             loss = segmentation_loss(logits, paste(outer[1], inner[1], mask), dice=self.dice)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labeleff.backbones.taps import encode, find_taps
-from labeleff.batch import Batch, Progress, StepOutput, Stream, Task, uniform
+from labeleff.batch import Batch, Progress, StepOutput, Stream, Task, beside, uniform
 from labeleff.errors import ShapeError
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy, train_only
@@ -72,7 +72,7 @@ class MaskedAutoencoder(Strategy):
     def step(self, backbone: nn.Module, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return ``reconstruction``; 0, with a gradient, where all that is blotted out is padding."""
         image, valid = batch["images"].image, batch["images"].valid
-        hidden = self.hidden(image, progress.generators("blocks", batch["images"].geometry.sample)).to(image.device)
+        hidden = self.hidden(image, progress.generators("blocks", batch["images"].geometry.sample))
         (features,) = encode(backbone, image.masked_fill(hidden, 0), [self.tap])
         filled = self.head(features).float()
         if filled.shape != image.shape:
@@ -92,7 +92,7 @@ class MaskedAutoencoder(Strategy):
         count = prod(blocks)
         chosen = min(max(1, round(self.ratio * count)), max(1, count - 1))
         order = uniform(generators, count).argsort(1).argsort(1)
-        mask = (order < chosen).view(len(image), 1, *blocks)
+        mask = beside((order < chosen).view(len(image), 1, *blocks), image)
         for axis, length in enumerate(shape, start=2):
             mask = mask.repeat_interleave(self.block, axis).narrow(axis, 0, length)
         return mask

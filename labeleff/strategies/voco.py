@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from labeleff.backbones.outputs import nearest_size
 from labeleff.backbones.taps import Tap, encode, find_taps
-from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Stream, Task, uniform
+from labeleff.batch import IGNORE, Batch, Progress, StepOutput, Stream, Task, beside, uniform
 from labeleff.errors import RecipeError, ShapeError
 from labeleff.functional.collapse import watch_
 from labeleff.functional.ema import ema_update_
@@ -310,7 +310,7 @@ class Voco(Strategy):
             return embedded
         drawn = uniform(generators, len(embedded) // len(generators)).view(-1, 1)
         kept = (drawn >= self.row_dropout).float() / (1 - self.row_dropout)
-        return embedded * kept.to(embedded)
+        return embedded * beside(kept.to(embedded.dtype), embedded)
 
     # -- crops ------------------------------------------------------------------------------------------------------------
 
@@ -325,7 +325,7 @@ class Voco(Strategy):
         boxes = torch.stack(
             [draw_boxes(bases, self.crops, generator=own, reach_edge=self.reach_edge) for own in generators]
         )
-        image, device = images.image, images.image.device
+        image = images.image
         if self.pseudo:
             image = torch.cat([image, images.valid.to(image)], 1)
         pieces = torch.stack([torch.stack(_pieces(i, [*b, *bases])) for i, b in zip(image, boxes, strict=True)])
@@ -336,7 +336,7 @@ class Voco(Strategy):
             varied = (values.amax(3) > values.amin(3)).any(2)  # before crops are shifted: rounding would do
             counted = varied & (inside.flatten(2).float().mean(2) >= self.least)
         self._augment_(pieces.flatten(0, 1), grid, generators)
-        return pieces, overlap_labels(boxes, bases).to(device), counted
+        return pieces, beside(overlap_labels(boxes, bases), image), counted
 
     def _grid_of(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the cells along each axis of a window."""
@@ -352,21 +352,22 @@ class Voco(Strategy):
         each = len(rows) // len(generators)
 
         def some(share: float) -> Tensor:
-            return torch.nonzero(uniform(generators, each).flatten() < share).squeeze(1).to(rows.device)
+            return torch.nonzero(uniform(generators, each).flatten() < share).squeeze(1)
 
         for axis in range(2, rows.ndim):
-            chosen = some(self.flip)
+            chosen = beside(some(self.flip), rows)
             rows[chosen] = rows[chosen].flip(axis)
         plane = [axis + 2 for axis, cells in enumerate(grid) if cells > 1][:2]
-        turns = torch.cat([torch.randint(1, 4, (each,), generator=own) for own in generators]).to(rows.device)
+        turns = torch.cat([torch.randint(1, 4, (each,), generator=own) for own in generators])
         chosen = some(self.rot90)
         if len(plane) == 2 and rows.shape[plane[0]] == rows.shape[plane[1]]:
             for k in (1, 2, 3):
-                turned = chosen[turns[chosen] == k]
+                turned = beside(chosen[turns[chosen] == k], rows)
                 rows[turned] = torch.rot90(rows[turned], k, plane)
         chosen = some(self.offset_probability)
         shifts = (2 * uniform(generators, each).flatten() - 1) * self.offset
-        rows[chosen, : self.task.channels] += shifts.to(rows)[chosen].view(-1, *[1] * (rows.ndim - 1))
+        by = beside(shifts[chosen].to(rows.dtype), rows).view(-1, *[1] * (rows.ndim - 1))
+        rows[beside(chosen, rows), : self.task.channels] += by
 
     def _as_seen(self, backbone: nn.Module, rows: Tensor) -> Tensor:
         """Return crops in the size in which the network sees them."""
