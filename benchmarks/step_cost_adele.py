@@ -19,19 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from common import CPU, WARM_UP, augmented, in_turn, provenance, whole, write
 from step_cost import CHANNELS, SHAPES, seconds
 
 from labeleff.annotators.label_correction import LabelCorrection
 from labeleff.batch import Batch, Progress
 from labeleff.functional.adele import correction_epoch
+from labeleff.functional.resizing import resized
 from labeleff.learner import make_optimiser
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
-from labeleff.strategies.adele import RESIZE, Adele
+from labeleff.strategies.adele import Adele
 
 ROUNDS = 30
 
@@ -76,10 +76,7 @@ def measure(data: Prepared, device: torch.device = CPU) -> dict[str, float]:
         image = batch["labelled"].image
         native = tuple(image.shape[2:])
         sizes = strategy._sizes_of(backbone, native)
-        images = [
-            image if s == native else F.interpolate(image, s, mode=RESIZE[len(native)], align_corners=True)
-            for s in sizes
-        ]
+        images = [image if s == native else resized(image, s, align_corners=True) for s in sizes]
         in_turn([("step", partial(step, batch)), ("bare", partial(bare, images))], times, number, device)
         watch = partial(annotator.observe, batch, seen["output"].logits, Progress(number, 1000))
         in_turn([("watch", watch)], times, number, device)

@@ -7,12 +7,12 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labeleff.backbones.monai import Size, make
 from labeleff.batch import Task
 from labeleff.errors import RecipeError
+from labeleff.functional.resizing import resized
 from labeleff.registry import register
 
 TOKEN = 16
@@ -78,9 +78,8 @@ def _any_size() -> type[nn.Module]:
             own: Tensor = self.vit.patch_embedding.position_embeddings
             if tuple(grid) == tuple(self.feat_size):
                 return own
-            mode = "bilinear" if len(grid) == 2 else "trilinear"
             laid_out = own.transpose(1, 2).reshape(1, own.shape[2], *self.feat_size)
-            return F.interpolate(laid_out, size=tuple(grid), mode=mode, align_corners=False).flatten(2).transpose(1, 2)
+            return resized(laid_out, grid, align_corners=False).flatten(2).transpose(1, 2)
 
     return AnySizeUNETR
 

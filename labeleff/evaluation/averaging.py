@@ -7,12 +7,12 @@ from itertools import chain, combinations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labeleff.backbones.outputs import nearest_size
 from labeleff.batch import Task
 from labeleff.functional.losses import probabilities
+from labeleff.functional.resizing import resized
 
 Combine = Literal["probs", "logits"]
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -67,7 +67,6 @@ class Averaged(nn.Module):
 
     def _answers(self, image: Tensor) -> Iterator[Tensor]:
         native = tuple(image.shape[2:])
-        mode = "bilinear" if len(native) == 2 else "trilinear"
         axes = [axis + 2 for axis in self.flips]
         for mirrored in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)):
             seen = image.flip(mirrored)
@@ -75,8 +74,8 @@ class Averaged(nn.Module):
                 if size == native:
                     logits = self.network(seen).float()
                 else:
-                    small = F.interpolate(seen, size, mode=mode, align_corners=True)
-                    logits = F.interpolate(self.network(small).float(), native, mode=mode, align_corners=True)
+                    small = resized(seen, size, align_corners=True)
+                    logits = resized(self.network(small).float(), native, align_corners=True)
                 yield logits.flip(mirrored)
 
     def _sizes_of(self, native: tuple[int, ...]) -> list[tuple[int, ...]]:

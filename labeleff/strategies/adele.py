@@ -9,17 +9,15 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labeleff.backbones.outputs import nearest_size
 from labeleff.batch import Batch, Progress, StepOutput, Task
 from labeleff.functional.adele import multiscale_consistency, multiscale_cross_entropy
 from labeleff.functional.losses import segmentation_loss
+from labeleff.functional.resizing import resized
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy
-
-RESIZE = {2: "bilinear", 3: "trilinear"}
 
 
 @register("strategy", "adele")
@@ -109,14 +107,13 @@ class Adele(Strategy):
     def logits_at_scales(self, backbone: nn.Module, image: Tensor) -> list[Tensor]:
         """Return the logits [B, K, *S] of images [B, C, *S] at every scale, resized to S; the native scale first."""
         native = tuple(image.shape[2:])
-        mode = RESIZE[len(native)]
         found = []
         for size in self._sizes_of(backbone, native):
             if size == native:
                 found.append(backbone(image))
             else:
-                logits = backbone(F.interpolate(image, size, mode=mode, align_corners=True))
-                found.append(F.interpolate(logits, native, mode=mode, align_corners=True))
+                logits = backbone(resized(image, size, align_corners=True))
+                found.append(resized(logits, native, align_corners=True))
         return found
 
     def _sizes_of(self, backbone: nn.Module, native: tuple[int, ...]) -> list[tuple[int, ...]]:

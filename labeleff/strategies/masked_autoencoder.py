@@ -11,12 +11,12 @@ from math import prod
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labeleff.backbones.taps import encode, find_taps
 from labeleff.batch import Batch, Progress, StepOutput, Stream, Task, beside, uniform
 from labeleff.errors import ShapeError
+from labeleff.functional.resizing import resized
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy, train_only
 
@@ -76,8 +76,7 @@ class MaskedAutoencoder(Strategy):
         (features,) = encode(backbone, image.masked_fill(hidden, 0), [self.tap])
         filled = self.head(features).float()
         if filled.shape != image.shape:
-            mode = "bilinear" if image.ndim == 4 else "trilinear"
-            filled = F.interpolate(filled, image.shape[2:], mode=mode)
+            filled = resized(filled, image.shape[2:], align_corners=False)
         counted = hidden & valid
         errors = torch.where(counted, (filled - image).square(), 0).sum()
         return StepOutput({"reconstruction": errors / (counted.sum() * image.shape[1]).clamp_min(1)})

@@ -10,7 +10,6 @@ from math import prod
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,6 +20,7 @@ from labeleff.errors import RecipeError, ShapeError
 from labeleff.functional.collapse import watch_
 from labeleff.functional.ema import ema_update_
 from labeleff.functional.losses import segmentation_loss
+from labeleff.functional.resizing import resized
 from labeleff.functional.voco import (
     Form,
     base_regularisation,
@@ -384,8 +384,7 @@ class Voco(Strategy):
             self._seen[cell] = size
         if self._seen[cell] == cell:
             return rows
-        mode = "bilinear" if self.task.ndim == 2 else "trilinear"
-        return F.interpolate(rows, self._seen[cell], mode=mode, align_corners=True)
+        return resized(rows, self._seen[cell], align_corners=True)
 
     # -- guard against learning nothing -----------------------------------------------------------------------------------
 

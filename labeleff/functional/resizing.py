@@ -1,0 +1,48 @@
+"""Resizing that repeats: on a GPU its gradient is a matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resized(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
+    """Return maps resized linearly along every axis of space, as ``interpolate`` does.
+
+    On a GPU the gradient of torch's own is summed in an order that differs from run to run (trilinear, before torch has another
+    form of it), or is sorted into order voxel by voxel. There it is one matrix product per axis.
+
+    Args:
+        maps: [B, C, *S] floating, of two or three axes.
+        size: S of the result, voxels.
+        align_corners: As of ``interpolate``.
+    """
+    if not maps.is_cuda:
+        mode = "bilinear" if maps.ndim == 4 else "trilinear"
+        return F.interpolate(maps, tuple(size), mode=mode, align_corners=align_corners)
+    return by_products(maps, size, align_corners=align_corners)
+
+
+def by_products(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
+    """Return what :func:`resized` does on a GPU."""
+    with torch.autocast(maps.device.type, enabled=False):  # weights of neighbours need more than 8 bits
+        found = maps if maps.dtype == torch.float64 else maps.float()
+        for axis, length in enumerate(size, start=2):
+            if length != maps.shape[axis]:
+                weights = _weights(maps.shape[axis], length, found, align_corners=align_corners)
+                found = (found.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+        return found.to(maps.dtype).contiguous()
+
+
+def _weights(given: int, made: int, like: Tensor, *, align_corners: bool) -> Tensor:
+    """Return what each voxel of an axis is made of: [made, given], rows sum to 1."""
+    place = torch.arange(made, device=like.device, dtype=like.dtype)
+    if align_corners:
+        place = place * ((given - 1) / (made - 1) if made > 1 else 0.0)
+    else:
+        place = ((place + 0.5) * (given / made) - 0.5).clamp(0, given - 1)
+    voxel = torch.arange(given, device=like.device, dtype=like.dtype)
+    return (1 - (place.unsqueeze(1) - voxel).abs()).clamp_min(0)
