@@ -21,6 +21,7 @@ from labeleff.batch import IGNORE, beside
 from labeleff.errors import ShapeError
 from labeleff.functional.losses import voxel_blocks
 from labeleff.functional.regions import hard_labels
+from labeleff.functional.robust import voxel_cross_entropy
 
 CorrectionRule = Literal["segthor", "voc"]
 Start = Literal["reference", "relative"]
@@ -353,10 +354,17 @@ def multiscale_cross_entropy(
         total: Tensor = logits[0].new_zeros((), dtype=torch.float32)
         for w, z in zip(_shares(logits, weights), logits, strict=True):
             scores = w * z.float() if temperature is None else z.float() / temperature
-            term = F.cross_entropy(scores, label, ignore_index=IGNORE, reduction="sum")
+            term = _summed_cross_entropy(scores, label)
             total = total + (term if temperature is None else count * w * term)
         voxels = (label != IGNORE).sum().clamp_min(1) if reduction == "known" else label.numel()
         return total / voxels
+
+
+def _summed_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Return the sum over voxels; a GPU makes torch's own in an order that differs from run to run."""
+    if logits.is_cuda:
+        return voxel_cross_entropy(logits, label).sum()
+    return F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
 
 
 def _shares(logits: Sequence[Tensor], weights: Sequence[float] | Tensor | None) -> list[float | Tensor]:
