@@ -196,6 +196,25 @@ def step_cost_umct(result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def step_cost_voco(result: dict[str, Any]) -> list[str]:
+    """Return what steps without labels cost, and how far their passes go."""
+    lines = [
+        "**What a step without labels costs** beside its bare passes, CPU time, one thread; and its forward pass, which ends"
+        " where its features are, beside one of the whole network",
+        "",
+    ]
+    lines += [
+        "| | step, s | bare passes, s | ratio | its forward pass, of one of the whole network |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in result["ratios"].items():
+        lines.append(
+            f"| {name} | {found['step_seconds']:.3f} | {found['bare_seconds']:.3f} | {found['ratio']:.3f} "
+            f"| {100 * found['share_of_network']:.0f} % |"
+        )
+    return [*lines, ""]
+
+
 def predict_memory(result: dict[str, Any]) -> list[str]:
     """Return what predicting one large volume takes."""
     shape, side = " x ".join(map(str, result["shape"])), result["window"]
@@ -270,6 +289,7 @@ COSTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "step_cost": step_cost,
     "step_cost_adele": step_cost_adele,
     "step_cost_umct": step_cost_umct,
+    "step_cost_voco": step_cost_voco,
     "predict_memory": predict_memory,
     "voco_position": voco_position,
 }
