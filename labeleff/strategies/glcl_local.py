@@ -6,6 +6,7 @@ NeurIPS 2020, arXiv:2006.10511.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -26,6 +27,8 @@ CLIP = (0.0, 1.5)
 class LocalHead(nn.Module):
     """Two 1 x 1 convolutions without bias, batch norm and ReLU between, and a linear layer for regions.
 
+    What comes after the norm is computed for the voxels of regions alone, a few in a hundred; the norm looks at all.
+
     Args:
         channels: Channels of the map, and of what becomes of it.
         ndim: Its axes, 2 or 3.
@@ -43,8 +46,14 @@ class LocalHead(nn.Module):
         self.region = nn.Linear(size**ndim * channels, projection, bias=False) if linear else nn.Identity()
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Return [N, C, *S] of [N, C, *S]."""
-        found: Tensor = self.last(torch.relu(self.norm(self.first(feature))))
+        """Return the map [N, C, *S] that regions are read from, of [N, C, *S]."""
+        found: Tensor = self.norm(self.first(feature))
+        return found
+
+    def embed(self, cells: Tensor) -> Tensor:
+        """Return [N, P, D] of regions [N, P, size^d · C] of that map, each flattened as (…space, channel)."""
+        voxels = torch.relu(cells).view(*cells.shape[:2], -1, self.last.out_channels)
+        found: Tensor = self.region((voxels @ self.last.weight.flatten(1).T).flatten(2))
         return found
 
 
@@ -169,11 +178,11 @@ class GlclLocal(Contrast):
         views = [random_intensity(images.image, *ranges, clip=self.clip, generators=own) for own in draws]
         (feature,) = encode(backbone, torch.cat(views), [self.tap])
         maps = self.head(feature)
-        loss = self._loss(maps, self.head.region)
+        loss = self._loss(maps, self.head.embed)
         shape = len(maps), 1, *[8] * (maps.ndim - 2)
         return self.contrasted(loss, len(maps), lambda: self._loss(torch.zeros(shape)), progress)
 
-    def _loss(self, maps: Tensor, project: nn.Module | None = None) -> Tensor:
+    def _loss(self, maps: Tensor, project: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         return local_loss(
             *maps.chunk(2),
             scheme=self.scheme,

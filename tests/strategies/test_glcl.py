@@ -12,12 +12,13 @@ from labeleff.backbones.taps import capture, encode, find_taps
 from labeleff.batch import Progress, Task
 from labeleff.describing import describe
 from labeleff.errors import RecipeError, ShapeError
+from labeleff.functional.glcl import local_loss
 from labeleff.learner import images_counted
 from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe
 from labeleff.runner import run
 from labeleff.strategies.glcl_global import GlclGlobal
-from labeleff.strategies.glcl_local import GlclLocal
+from labeleff.strategies.glcl_local import GlclLocal, LocalHead
 from labeleff.testing import ShortRun, Subject
 
 from ..conftest import tiny
@@ -149,6 +150,19 @@ def test_regions_of_two_views(scheme, size, dense):
     assert float(strategy.step(backbone, batch, progress).losses["contrast"].detach()) == pytest.approx(
         expected, rel=1e-3
     )
+
+
+@pytest.mark.parametrize(("size", "projection"), [(3, 6), (3, 0), (1, 0)])
+def test_a_head_that_computes_what_regions_show_is_one_that_computes_all(size, projection):
+    torch.manual_seed(0)
+    head, feature = LocalHead(4, 2, size=size, projection=projection).double(), torch.randn(6, 4, 12, 10).double()
+    whole = head.last(torch.relu(head.norm(head.first(feature))))
+    expected = local_loss(*whole.chunk(2), size=size, project=head.region)
+    found = local_loss(*head(feature).chunk(2), size=size, project=head.embed)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    parameters = list(head.parameters())
+    for one, other in zip(*(torch.autograd.grad(loss, parameters) for loss in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)  # compared in single precision
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
