@@ -159,7 +159,7 @@ def test_a_head_that_computes_what_regions_show_is_one_that_computes_all(size, p
     whole = head.last(torch.relu(head.norm(head.first(feature))))
     expected = local_loss(*whole.chunk(2), size=size, project=head.region)
     found = local_loss(*head(feature).chunk(2), size=size, project=head.embed)
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     parameters = list(head.parameters())
     for one, other in zip(*(torch.autograd.grad(loss, parameters) for loss in (found, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)  # compared in single precision
