@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
@@ -25,6 +24,7 @@ from labeleff.errors import DataError, RecipeError, RunError
 from labeleff.evaluation.averaging import Averaged
 from labeleff.evaluation.inference import count_windows, evaluating, predict_slabs, segment
 from labeleff.functional.regions import bits_of, largest_components
+from labeleff.functional.resizing import resized
 from labeleff.predictor import Processing, open_predictor
 from labeleff.unseen import VOLUMES, Unseen, ending_of, images_of, read_unseen
 
@@ -230,8 +230,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def _on_grid(scores: NDArray[np.float32], shape: tuple[int, ...], path: Path) -> NDArray[np.float32]:
     """Return probabilities [K, *S] on another grid, class by class, in a mapped file."""
     result = _mapped(path, (len(scores), *shape))
-    mode = "bilinear" if len(shape) == 2 else "trilinear"
     for index, one in enumerate(scores):
         given = torch.from_numpy(np.ascontiguousarray(one))[None, None]
-        result[index] = F.interpolate(given, size=shape, mode=mode, align_corners=False)[0, 0].numpy()
+        result[index] = resized(given, shape, align_corners=False)[0, 0].numpy()
     return result

@@ -28,6 +28,7 @@ from labeleff.annotators.base import Annotator
 from labeleff.batch import IGNORE, Batch, Geometry, Progress, StepOutput, Task, derive_seed
 from labeleff.edits import Edit, Question, Reviewed
 from labeleff.errors import LabeleffError, RecipeError
+from labeleff.functional.resizing import resized
 from labeleff.strategies.base import Strategy
 
 STEPS = 3
@@ -94,8 +95,7 @@ class Subject:
         shape = self.size or SIZE[self.task.ndim]
         generator = torch.Generator().manual_seed(derive_seed("testing", name, step))
         coarse = torch.rand(self.batch, 1, *(n // 8 for n in shape), generator=generator)
-        mode = "bilinear" if len(shape) == 2 else "trilinear"
-        smooth = nn.functional.interpolate(coarse, shape, mode=mode)[:, 0]
+        smooth = resized(coarse, shape, align_corners=False)[:, 0]
         count = self.task.num_classes
         if self.task.exclusive:
             label = (smooth * count).long().clamp_max(count - 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from labeleff.batch import Task
 from labeleff.functional.losses import one_hot
-from labeleff.functional.pooling import pooled
+from labeleff.functional.resizing import pooled
 from labeleff.functional.uncertainty import noised
 
 Encoding = Literal["one_hot", "index"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from labeleff.data.manifest import Case
 from labeleff.data.store import ImageStore
 from labeleff.evaluation.inference import predict_volume, segment
 from labeleff.evaluation.metrics import measure
+from labeleff.functional.resizing import resized
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Viewer:
         probs = self.probabilities(network, case)
         shape = self.store.original_shape(case)
         if tuple(probs.shape[1:]) != tuple(shape):
-            mode = "bilinear" if len(shape) == 2 else "trilinear"
-            probs = F.interpolate(probs[None], size=shape, mode=mode, align_corners=False)[0]
+            probs = resized(probs[None], shape, align_corners=False)[0]
         return segment(probs, largest_component=self.largest_component, exclusive=self.task.exclusive)
 
 

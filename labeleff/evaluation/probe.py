@@ -20,6 +20,7 @@ from labeleff.backbones.taps import Tap, encode, find_taps
 from labeleff.batch import IGNORE, Task, derive_seed
 from labeleff.data.split import evenly
 from labeleff.evaluation.inference import evaluating
+from labeleff.functional.resizing import resized
 
 Level = Literal["encoder", "decoder", "bottleneck"]
 GRID = 4
@@ -124,9 +125,7 @@ class Probe:
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         with evaluating(network):
             maps = encode(network, image[None].to(device), self.taps)
-            mode = "bilinear" if self.task.ndim == 2 else "trilinear"
-            resized = [F.interpolate(one.float(), self.grid, mode=mode, align_corners=False)[0] for one in maps]
-            return torch.cat(resized).cpu().numpy()
+            return torch.cat([resized(one.float(), self.grid, align_corners=False)[0] for one in maps]).cpu().numpy()
 
     def picture(self, network: nn.Module, case: Labelled) -> NDArray[np.uint8]:
         """Return [3, H, 2 W]: a slice of a window, and its features' three principal components as colours."""

@@ -1,8 +1,9 @@
-"""Resizing that repeats: on a GPU its gradient is a matrix product."""
+"""Resizing and pooling that repeat: on a GPU their gradients are matrix products."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +29,36 @@ def resized(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor
 
 def by_products(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
     """Return what :func:`resized` does on a GPU."""
-    with torch.autocast(maps.device.type, enabled=False):  # weights of neighbours need more than 8 bits
+    return _along(maps, size, partial(_neighbours, align_corners=align_corners))
+
+
+def pooled(maps: Tensor, grid: int) -> Tensor:
+    """Return maps averaged over ``grid`` cells along each axis of space, as ``adaptive_avg_pool`` does.
+
+    Where cells overlap, the gradient of torch's own is summed by a GPU in an order that differs from run to run.
+
+    Args:
+        maps: [B, C, *S] floating.
+        grid: Cells along each axis.
+
+    Returns:
+        [B, C, grid, …].
+    """
+    return _along(maps, [grid] * (maps.ndim - 2), _cells)
+
+
+def _along(maps: Tensor, size: Sequence[int], weights: Callable[[int, int, Tensor], Tensor]) -> Tensor:
+    """Return maps multiplied along each axis whose length changes by weights [made, given]."""
+    with torch.autocast(maps.device.type, enabled=False):  # weights need more than the 8 bits of bfloat16
         found = maps if maps.dtype == torch.float64 else maps.float()
         for axis, length in enumerate(size, start=2):
             if length != maps.shape[axis]:
-                weights = _weights(maps.shape[axis], length, found, align_corners=align_corners)
-                found = (found.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+                found = (found.movedim(axis, -1) @ weights(maps.shape[axis], length, found).T).movedim(-1, axis)
         return found.to(maps.dtype).contiguous()
 
 
-def _weights(given: int, made: int, like: Tensor, *, align_corners: bool) -> Tensor:
-    """Return what each voxel of an axis is made of: [made, given], rows sum to 1."""
+def _neighbours(given: int, made: int, like: Tensor, *, align_corners: bool) -> Tensor:
+    """Return what each voxel of an axis is interpolated from: [made, given], rows sum to 1."""
     place = torch.arange(made, device=like.device, dtype=like.dtype)
     if align_corners:
         place = place * ((given - 1) / (made - 1) if made > 1 else 0.0)
@@ -46,3 +66,10 @@ def _weights(given: int, made: int, like: Tensor, *, align_corners: bool) -> Ten
         place = ((place + 0.5) * (given / made) - 0.5).clamp(0, given - 1)
     voxel = torch.arange(given, device=like.device, dtype=like.dtype)
     return (1 - (place.unsqueeze(1) - voxel).abs()).clamp_min(0)
+
+
+def _cells(given: int, made: int, like: Tensor) -> Tensor:
+    """Return what each cell of an axis is the mean of: [made, given], rows sum to 1."""
+    cell, voxel = torch.arange(made, device=like.device).unsqueeze(1), torch.arange(given, device=like.device)
+    inside = (voxel >= cell * given // made) & (voxel < -(-(cell + 1) * given // made))
+    return inside.to(like.dtype) / inside.sum(1, keepdim=True)

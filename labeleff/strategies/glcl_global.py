@@ -16,7 +16,7 @@ from labeleff.batch import Batch, Progress, StepOutput, Stream, Task
 from labeleff.errors import ShapeError
 from labeleff.functional.glcl import GlobalScheme, global_loss
 from labeleff.functional.image_views import random_crop, random_intensity
-from labeleff.functional.pooling import pooled
+from labeleff.functional.resizing import pooled
 from labeleff.registry import register
 from labeleff.strategies.base import train_only
 from labeleff.strategies.base_contrast import Contrast

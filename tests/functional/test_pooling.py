@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labeleff.functional.pooling import pooled
+from labeleff.functional.resizing import pooled
 
 
 @pytest.mark.parametrize(("shape", "grid"), [((4, 4), 8), ((7, 9), 4), ((16, 24), 8), ((5, 6, 7), 3), ((2, 8, 3), 4)])
@@ -22,3 +22,11 @@ def test_equal_to_adaptive_pooling(shape, grid):
 def test_in_low_precision_the_type_stays():
     maps = torch.randn(1, 2, 6, 6, dtype=torch.bfloat16)
     assert pooled(maps, 4).dtype == torch.bfloat16
+
+
+def test_mixed_precision_takes_no_digits():
+    torch.manual_seed(0)
+    maps = torch.randn(1, 2, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = pooled(maps, 4)
+    torch.testing.assert_close(found, F.adaptive_avg_pool2d(maps, 4), rtol=1e-6, atol=1e-6)
