@@ -194,7 +194,7 @@ class Prepared:
     def _plan(self, stage: Stage, name: str, stream: Stream) -> StreamPlan | None:
         bound = stage.streams.get(name)
         role, cases = self._bound_cases(stage, name, stream)
-        batch = stage.batch if bound is None or bound.batch is None else bound.batch
+        batch = stage.batch_of(name)
         if not cases or not batch:
             return None
         if stream.kind == "partitions":

@@ -170,6 +170,11 @@ class Stage:
     start_overlap: Literal["refuse", "allow"] = "refuse"
     take: Literal["last", "val_best"] = "last"
 
+    def batch_of(self, stream: str) -> int:
+        """Return how many samples of a stream a step has; 0 where it is left out."""
+        bound = self.streams.get(stream)
+        return self.batch if bound is None or bound.batch is None else bound.batch
+
     @property
     def revisions(self) -> tuple[int, ...]:
         """The steps before which labels are revised; with folds, after the last of them."""

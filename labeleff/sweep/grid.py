@@ -255,8 +255,7 @@ def labelled_images(stage: Stage) -> int:
     for name, stream in streams.items():
         bound = stage.streams.get(name)
         if ((bound.role if bound else None) or stream.role) == "labelled":
-            own = bound.batch if bound else None  # 0 leaves the stream out
-            count += stage.batch if own is None else own
+            count += stage.batch_of(name)
     return count
 
 
