@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
+from labeleff.errors import one_line
 from labeleff.machine import cores, in_bytes
 from labeleff.prepare import DEFAULT_CACHE
 
@@ -113,7 +114,7 @@ def _devices() -> Iterator[Finding]:
             works = float((sample @ sample).cpu()) == 8
             free, total = torch.cuda.mem_get_info(index)
         except (RuntimeError, AssertionError) as error:  # the latter where torch was made without CUDA
-            yield Finding("bad", "gpu", f"{name} (cuda:{index}) fails: {' '.join(str(error).split())[:200]}")
+            yield Finding("bad", "gpu", f"{name} (cuda:{index}) fails: {one_line(error)}")
             continue
         state: State = "good" if works else "bad"
         said = "" if works else ", and computes wrongly"

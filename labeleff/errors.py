@@ -12,8 +12,8 @@ class LabeleffError(Exception):
     exit_code = 2
 
 
-def one_line(error: object, limit: int = 200) -> str:
-    """Return what an error of somebody else's says, in one line of so many characters at most."""
+def one_line(error: object, limit: int | None = 200) -> str:
+    """Return what an error of somebody else's says, in one line; of so many characters at most, where there is a limit."""
     return " ".join(str(error).split())[:limit]
 
 

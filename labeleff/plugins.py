@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from labeleff.errors import LabeleffError, RecipeError
+from labeleff.errors import LabeleffError, RecipeError, one_line
 
 
 def load_plugins(files: Iterable[Path] | None) -> None:
@@ -27,5 +27,5 @@ def load_plugins(files: Iterable[Path] | None) -> None:
         except LabeleffError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(f"{type(error).__name__}: {error}", None)
             raise RecipeError(f"--plugin {path}: fails as it is imported ({reason}); --debug shows where") from error

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from labeleff import registry
 from labeleff.convert import convert, from_mapping
-from labeleff.errors import RecipeError, did_you_mean
+from labeleff.errors import RecipeError, did_you_mean, one_line
 from labeleff.recipe import Component, Data, Recipe, Stage
 
 LARGEST_FILE = 1 << 20
@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
             problem = "its references stand for more than 10,000 values; this is no recipe"
         raise RecipeError(f"{path}: not valid YAML at {place}: {problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError, ValueError) as error:
-        raise RecipeError(f"{path}: not a readable recipe ({' '.join(str(error).split())[:200]})") from error
+        raise RecipeError(f"{path}: not a readable recipe ({one_line(error)})") from error
 
 
 def _plain(content: str | dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from labeleff.data.annotations import AnnotationStore
 from labeleff.data.rounds import Asked, Rounds
 from labeleff.diagnostics import NoiseDiagnostics
 from labeleff.edits import Edit
-from labeleff.errors import RecipeError, RunError, ShapeError, Waiting
+from labeleff.errors import RecipeError, RunError, ShapeError, Waiting, one_line
 from labeleff.evaluation.inference import segment
 from labeleff.evaluation.probe import Labelled, Probe, course_of, flatness
 from labeleff.files import write_atomically
@@ -723,7 +723,7 @@ def _trainer(**options: Any) -> lightning.Trainer:
     try:
         return lightning.Trainer(**options)
     except (MisconfigurationException, ValueError) as error:
-        raise RunError(f"trainer: this machine cannot run it as asked: {' '.join(str(error).split())}") from error
+        raise RunError(f"trainer: this machine cannot run it as asked: {one_line(error, None)}") from error
 
 
 def _state_of(optimiser: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from labeleff.backbones.asymmetric import counted, fitted, inflated, stride_of_transposed
 from labeleff.backbones.released import recognised, translated
-from labeleff.errors import RunError
+from labeleff.errors import RunError, one_line
 
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 STATES = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net", "weights")
@@ -96,9 +96,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "its state as safetensors"
         ) from error
     except (OSError, EOFError, ValueError, RuntimeError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
-        raise RunError(
-            f"{path}: these weights cannot be read ({' '.join(str(error).split())[:200] or type(error).__name__})"
-        ) from error
+        raise RunError(f"{path}: these weights cannot be read ({one_line(error) or type(error).__name__})") from error
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RunError(f"{path}: {name} holds NaN or infinite values; this network diverged or the file is damaged")

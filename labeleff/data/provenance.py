@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from labeleff.errors import RunError
+from labeleff.errors import RunError, one_line
 
 HEADER = "labeleff"
 """The entry of a safetensors header that is ours: one, since several would come in an order of chance."""
@@ -93,7 +93,7 @@ def provenance_in(path: Path) -> Provenance | None:
             text = (file.metadata() or {}).get(HEADER, "")
         plain = json.loads(text) if 0 < len(text) <= LARGEST else {}
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: these weights cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise RunError(f"{path}: these weights cannot be read ({one_line(error)})") from error
     except (ValueError, RecursionError):
         return None
     return provenance_from(plain.get("provenance")) if isinstance(plain, dict) else None

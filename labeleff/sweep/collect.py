@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labeleff.errors import LabeleffError, RunError
+from labeleff.errors import LabeleffError, RunError, one_line
 from labeleff.evaluation.tables import METRICS, read_cases_csv
 from labeleff.files import file_digest
 from labeleff.recipe_io import load_recipe
@@ -138,7 +138,7 @@ def collect(folder: Path) -> Collected:
         try:
             records.append(_record(place, job))
         except (LabeleffError, KeyError, TypeError, ValueError) as error:
-            left_out.append(LeftOut(name, f"corrupt: {' '.join(str(error).split())}"))
+            left_out.append(LeftOut(name, f"corrupt: {one_line(error, None)}"))
     left_out += _unplanned(folder, jobs)
     records, strange = _same_patients(records)
     return Collected(plan["name"], folder, plan, tuple(records), (*left_out, *strange), *_openings(folder))

@@ -17,7 +17,7 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
-from labeleff.errors import Interrupted, LabeleffError
+from labeleff.errors import Interrupted, LabeleffError, one_line
 from labeleff.files import write_atomically
 from labeleff.machine import PROCESSES
 
@@ -81,7 +81,7 @@ def execute(task: Task) -> Outcome:
         error, stopped = "interrupted", True
     except Exception as problem:
         traceback.print_exc()
-        error = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+        error = f"{type(problem).__name__}: {one_line(problem, 300)}"
     outcome = Outcome(task.name, error, round(time.perf_counter() - began, 2), stopped)
     with contextlib.suppress(OSError):
         if error:
