@@ -21,9 +21,8 @@ def set_up_process(threads: int) -> None:
     here reads what it has not written.
     """
     torch.set_num_threads(threads)
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # read when a GPU is first used; without it products differ
+    # read when a GPU is first used; without it matrix products differ from run to run
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     keep_freed_memory()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import cc3d
@@ -133,6 +133,12 @@ def _largest_by_propagation(label: Tensor, num_classes: int, reach: int, classes
     return torch.where(wanted & ~kept[first].view_as(wanted), 0, label)
 
 
+def _with_a_neighbour(label: Tensor, step: Sequence[int]) -> tuple[slice, ...]:
+    """Return where voxels of maps [B, *S] lie from which a step does not lead outside."""
+    inside = (slice(max(0, -s), n - max(0, s)) for s, n in zip(step, label.shape[1:], strict=True))
+    return slice(None), *inside
+
+
 def _first_of_component(label: Tensor, reach: int) -> Tensor:
     """Return for each voxel where the first one of its component is, in raster order: [B * voxels]. Zeros have none.
 
@@ -143,8 +149,7 @@ def _first_of_component(label: Tensor, reach: int) -> Tensor:
     for step in itertools.product((-1, 0, 1), repeat=label.ndim - 1):
         if step <= (0,) * len(step) or sum(map(abs, step)) > reach:
             continue  # each pair once
-        one = (slice(None), *(slice(max(0, -s), n - max(0, s)) for s, n in zip(step, label.shape[1:], strict=True)))
-        other = (slice(None), *(slice(max(0, s), n - max(0, -s)) for s, n in zip(step, label.shape[1:], strict=True)))
+        one, other = _with_a_neighbour(label, step), _with_a_neighbour(label, [-s for s in step])
         together = (label[one] == label[other]) & (label[one] > 0)
         pairs.append(torch.stack([grid[one][together], grid[other][together]]))
     ends, first = torch.cat(pairs, 1), places

@@ -135,10 +135,8 @@ def _of_shares(p: Tensor, to_sums: Tensor, how: str, counted: Tensor | None) -> 
     unit = best + EPS
     found = to_sums / unit
     lost = (to_sums * p).sum(1, keepdim=True) / (unit * unit)
-    if p.is_cuda:  # where adding up, so that it repeats, means sorting all voxels
-        found = torch.where(torch.arange(p.shape[1], device=p.device).view(1, -1, 1) == winner, found - lost, found)
-    else:
-        found = found.scatter_add(1, winner, -lost)
+    # not scatter_add: so that it repeats, a GPU would sort all voxels
+    found = torch.where(torch.arange(p.shape[1], device=p.device).view(1, -1, 1) == winner, found - lost, found)
     return found if counted is None else found.mul_(counted)
 
 

@@ -44,9 +44,8 @@ def test_what_runs_on_a_gpu_is_what_runs_on_a_cpu(shape, density):
     label = torch.from_numpy(maps)
     for reach in range(1, len(shape) + 1):
         for classes in (None, [1, 3]):
-            expected = largest_components(
-                label, 4, connectivity=reach, classes=classes
-            )  # the fifth class is left alone
+            # the fifth class is left alone
+            expected = largest_components(label, 4, connectivity=reach, classes=classes)
             assert torch.equal(_largest_by_propagation(label, 4, reach, classes), expected)
     snake = torch.zeros(1, 65, 65, dtype=torch.uint8)  # one long line, told from end to end
     snake[0, ::2], snake[0, 1::4, -1], snake[0, 3::4, 0] = 1, 1, 1
