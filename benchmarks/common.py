@@ -14,8 +14,10 @@ import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import nn
 
+from labeleff import registry
 from labeleff.batch import Batch, Progress, StepOutput
 from labeleff.data import augment, phantom
+from labeleff.learner import make_optimiser
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.recipe_io import load_recipe
@@ -65,12 +67,26 @@ def phantoms(
     return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 
 
-def clock(device: torch.device) -> float:
-    """Return the CPU seconds of this process, or on a GPU the time when it has done all it was asked to."""
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(device)
+def built(data: Prepared, device: torch.device = CPU) -> tuple[Strategy, nn.Module, torch.optim.Optimizer]:
+    """Return the first stage's strategy, its network and their optimiser, on a device."""
+    stage = data.recipe.stages[0]
+    strategy: Strategy = registry.made("strategy", stage.strategy)
+    backbone = data.backbone(0)
+    strategy.build(backbone, data.task)
+    strategy.to(device), backbone.to(device)
+    return strategy, backbone, make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+
+
+def now(device: torch.device = CPU) -> float:
+    """Return the time by the clock when a GPU has done all it was asked to."""
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def clock(device: torch.device) -> float:
+    """Return the CPU seconds of this process, or what :func:`now` returns for a GPU."""
+    return time.process_time() if device.type == "cpu" else now(device)
 
 
 def in_turn(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import CPU, augmented, provenance, write
+from common import CPU, augmented, now, provenance, write
 
 from labeleff.batch import Batch
 from labeleff.learner import Learner, make_optimiser
@@ -102,12 +102,9 @@ class Steps:
 
 def seconds(function: Callable[..., None], *arguments: Any, device: torch.device = CPU) -> float:
     """Return how long one call takes, and what it asks of a GPU."""
-    finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    finish()
-    began = time.perf_counter()
+    began = now(device)
     function(*arguments)
-    finish()
-    return time.perf_counter() - began
+    return now(device) - began
 
 
 def step_ratio(

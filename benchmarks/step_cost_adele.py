@@ -19,19 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import CPU, WARM_UP, augmented, in_turn, provenance, whole, write
+from common import CPU, WARM_UP, augmented, built, in_turn, provenance, whole, write
 from step_cost import CHANNELS, SHAPES, seconds
 
 from labeleff.annotators.label_correction import LabelCorrection
 from labeleff.batch import Batch, Progress
 from labeleff.functional.adele import correction_epoch
 from labeleff.functional.resizing import resized
-from labeleff.learner import make_optimiser
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
-from labeleff.strategies.adele import Adele
 
 ROUNDS = 30
 
@@ -54,11 +52,7 @@ def prepared(folder: Path, *, ndim: int, size: list[int], batch: int, channels: 
 def measure(data: Prepared, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step, of its bare passes and of watching the curves, taken in turn."""
     stage = data.recipe.stages[0]
-    strategy, annotator = Adele(**stage.strategy.options), LabelCorrection()
-    backbone = data.backbone(0)
-    strategy.build(backbone, data.task)
-    strategy.to(device), backbone.to(device)
-    optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+    (strategy, backbone, optimiser), annotator = built(data, device), LabelCorrection()
     loader = data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)
     seen: dict[str, Any] = {}
 

@@ -27,7 +27,6 @@ CHANNELS = [32, 64, 128, 256]
 ROUNDS = 30
 SHAPES = {"2-D": {"ndim": 2, "size": [256, 256], "batch": 16}, "3-D": {"ndim": 3, "size": [96, 96, 96], "batch": 4}}
 SMALL = {"2-D": {"ndim": 2, "size": [48, 48], "batch": 8}, "3-D": {"ndim": 3, "size": [40, 40, 40], "batch": 2}}
-DEEPER = step_cost_voco.DEEPER
 
 
 def subjects(folder: Path, shape: dict[str, Any], device: torch.device) -> Iterator[tuple[str, Callable[[], dict]]]:
@@ -45,9 +44,7 @@ def subjects(folder: Path, shape: dict[str, Any], device: torch.device) -> Itera
     data = step_cost_adele.prepared(folder / "adele", channels=CHANNELS, **shape)
     yield "adele", lambda: step_cost_adele.measure(data, device)
     for name, method in step_cost_voco.METHODS.items():
-        fewest = max(shape["batch"], step_cost_voco.FEWEST.get(method["name"], 0))
-        deeper = DEEPER if method["name"] == "glcl_global" else 0
-        data = phantoms(folder / name, method, CHANNELS, **{**shape, "batch": fewest, "deeper": deeper})
+        data = step_cost_voco.patients(folder / name, method, CHANNELS, shape)
         yield name, lambda data=data: step_cost_voco.measured(data, ROUNDS, device)
 
 

@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import CPU, WARM_UP, augmented, in_turn, provenance, whole, write
+from common import CPU, WARM_UP, augmented, built, in_turn, provenance, whole, write
 from step_cost import CHANNELS, SHAPES
 
-from labeleff import registry
 from labeleff.batch import Batch
-from labeleff.learner import make_optimiser
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
-from labeleff.strategies.base import Strategy
 
 ROUNDS = 30
 SUBJECTS: dict[str, dict[str, Any]] = {
@@ -58,11 +55,7 @@ def prepared(
 def measure(data: Prepared, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step and of its bare passes, taken in turn."""
     stage = data.recipe.stages[0]
-    strategy: Strategy = registry.made("strategy", stage.strategy)
-    backbone = data.backbone(0)
-    strategy.build(backbone, data.task)
-    strategy.to(device), backbone.to(device)
-    optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+    strategy, backbone, optimiser = built(data, device)
 
     def bare(batch: dict[str, Batch]) -> None:
         total = sum(backbone(share.image).sum() for share in batch.values())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import CPU, WARM_UP, augmented, in_turn, phantoms, provenance, whole, write
+from common import CPU, WARM_UP, augmented, built, in_turn, phantoms, provenance, whole, write
 from step_cost import SHAPES
 from torch import Tensor, nn
 
@@ -26,10 +26,8 @@ from labeleff import registry
 from labeleff.backbones.mc_dropout import dropouts, predict_and_sample, prediction_modes, sample, with_dropout
 from labeleff.backbones.replay import Replay
 from labeleff.batch import Batch, Task
-from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
-from labeleff.strategies.umct import Umct
 
 ROUNDS, SAMPLES = 30, 8
 SUBJECTS: dict[str, dict[str, Any]] = {
@@ -43,10 +41,7 @@ PLACES = ("decoder", "head")
 def step_ratio(data: Prepared, rounds: int, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step and of its bare passes."""
     stage = data.recipe.stages[0]
-    strategy, backbone = Umct(**stage.strategy.options), data.backbone(0)
-    strategy.build(backbone, data.task)
-    strategy.to(device), backbone.to(device)
-    optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+    strategy, backbone, optimiser = built(data, device)
     members = strategy.members(backbone)
 
     def bare(batch: dict[str, Batch]) -> None:

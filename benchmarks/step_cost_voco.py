@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import CPU, WARM_UP, augmented, in_turn, phantoms, provenance, whole, write
+from common import CPU, WARM_UP, augmented, built, in_turn, phantoms, provenance, whole, write
 from step_cost import SHAPES
 from torch import Tensor, nn
 
-from labeleff import registry
 from labeleff.backbones.taps import encode
 from labeleff.batch import Batch, Progress
-from labeleff.learner import make_optimiser
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.strategies.base import Strategy
@@ -46,6 +44,13 @@ FEWEST = {"glcl_global": 8}
 """Images per step that a method needs: of two volumes, four partitions each."""
 
 
+def patients(folder: Path, method: dict[str, Any], channels: list[int], shape: dict[str, Any]) -> Prepared:
+    """Return the data of a method: of as many images a step as it needs, and longer where partitions are told apart."""
+    batch = max(shape["batch"], FEWEST.get(method["name"], 0))
+    deeper = DEEPER if method["name"] == "glcl_global" else 0
+    return phantoms(folder, method, channels, **{**shape, "batch": batch, "deeper": deeper})
+
+
 def shown(strategy: Strategy, backbone: nn.Module, batch: dict[str, Batch]) -> Tensor:
     """Return what a step shows the network, from a step that is not timed."""
     seen: list[Tensor] = []
@@ -60,11 +65,7 @@ def shown(strategy: Strategy, backbone: nn.Module, batch: dict[str, Batch]) -> T
 def measured(data: Prepared, rounds: int, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step, of its bare passes, and of a forward as far as the step's and of the whole network."""
     stage = data.recipe.stages[0]
-    strategy: Strategy = registry.made("strategy", stage.strategy)
-    backbone = data.backbone(0)
-    strategy.build(backbone, data.task)
-    strategy.to(device), backbone.to(device)
-    optimiser = make_optimiser(stage.optimiser, strategy.parameter_groups(backbone))
+    strategy, backbone, optimiser = built(data, device)
     taps = getattr(strategy, "taps", None) or [strategy.tap]
     teacher = getattr(strategy, "teacher", None)
     rows = torch.empty(0)
@@ -111,11 +112,8 @@ def main() -> None:
         for name, usual in SHAPES.items():
             size = [max(40, n // arguments.shrink // 8 * 8) for n in usual["size"]]
             for title in arguments.only:
-                method = METHODS[title]
-                batch = max(2, FEWEST.get(method["name"], 0), usual["batch"] // arguments.shrink)
-                deeper = DEEPER if method["name"] == "glcl_global" else 0
-                shape = {"ndim": usual["ndim"], "size": size, "batch": batch, "deeper": deeper}
-                data = phantoms(Path(folder) / f"{name}-{title}", method, arguments.channels, **shape)
+                shape = {"ndim": usual["ndim"], "size": size, "batch": max(2, usual["batch"] // arguments.shrink)}
+                data = patients(Path(folder) / f"{name}-{title}", METHODS[title], arguments.channels, shape)
                 found = result["ratios"][f"{title}, {name}"] = measured(data, arguments.rounds)
                 print(f"{title}, {name}", {key: round(value, 4) for key, value in found.items()}, flush=True)
     if not arguments.dry:

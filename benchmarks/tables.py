@@ -148,12 +148,16 @@ def bounds(row: dict[str, Any], form: str) -> str:
     return "" if row["low"] is None else f" [{row['low']:{form}}, {row['high']:{form}}]"
 
 
+def beside_passes(name: str, found: dict[str, float]) -> str:
+    """Return the first cells of a row: a step, its bare passes, and their ratio."""
+    return f"| {name} | {found['step_seconds']:.3f} | {found['bare_seconds']:.3f} | {found['ratio']:.3f}"
+
+
 def step_cost(result: dict[str, Any]) -> list[str]:
     """Return what a step costs."""
     lines = ["**What a step costs** beside its bare network passes, one thread, U-Net with 16 base channels", ""]
     lines += ["| | BCP step, s | bare passes, s | ratio |", "|---|---|---|---|"]
-    for name, found in result["ratios"].items():
-        lines.append(f"| {name} | {found['step_seconds']:.3f} | {found['bare_seconds']:.3f} | {found['ratio']:.3f} |")
+    lines += [f"{beside_passes(name, found)} |" for name, found in result["ratios"].items()]
     waits = ", ".join(f"{name} {100 * found['share']:.1f} %" for name, found in result["data_wait"].items())
     memory = result["anonymous_megabytes"]
     return [
@@ -172,10 +176,7 @@ def step_cost_adele(result: dict[str, Any]) -> list[str]:
     ]
     lines += ["| | step, s | bare passes, s | ratio | watching the curves |", "|---|---|---|---|---|"]
     for name, found in result["ratios"].items():
-        lines.append(
-            f"| {name} | {found['step_seconds']:.3f} | {found['bare_seconds']:.3f} | {found['ratio']:.3f} "
-            f"| {100 * found['watching_share']:.1f} % |"
-        )
+        lines.append(f"{beside_passes(name, found)} | {100 * found['watching_share']:.1f} % |")
     slowest = max(result["fit_milliseconds"].values())
     return [*lines, "", f"Judging the curve of a class takes at most {slowest:.0f} ms.", ""]
 
@@ -184,8 +185,7 @@ def step_cost_umct(result: dict[str, Any]) -> list[str]:
     """Return what a step of co-training and its samples cost."""
     lines = ["**What a step of co-training costs** beside the passes of its views, 10 samples included, one thread", ""]
     lines += ["| | step, s | bare passes, s | ratio |", "|---|---|---|---|"]
-    for name, found in result["ratios"].items():
-        lines.append(f"| {name} | {found['step_seconds']:.3f} | {found['bare_seconds']:.3f} | {found['ratio']:.3f} |")
+    lines += [f"{beside_passes(name, found)} |" for name, found in result["ratios"].items()]
     lines += ["", "| 8 samples | s | one full pass, s | what comes after the first dropout, s | to 1 + 7 of these |"]
     lines += ["|---|---|---|---|---|"]
     for name, found in result["sampling"].items():
@@ -208,10 +208,7 @@ def step_cost_voco(result: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, found in result["ratios"].items():
-        lines.append(
-            f"| {name} | {found['step_seconds']:.3f} | {found['bare_seconds']:.3f} | {found['ratio']:.3f} "
-            f"| {100 * found['share_of_network']:.0f} % |"
-        )
+        lines.append(f"{beside_passes(name, found)} | {100 * found['share_of_network']:.0f} % |")
     return [*lines, ""]
 
 
