@@ -135,13 +135,15 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, help="folder of the finished sweep")
     parser.add_argument("--folder", type=Path, default=Path("runs/memorisation"))
     parser.add_argument("--every", type=int, default=40)
-    parser.add_argument("--draws", type=int, default=6)
+    parser.add_argument(
+        "--draws", type=int, default=6, help="how many are followed; 0: only read what became of the labels"
+    )
     given = parser.parse_args()
     set_up_process(1)
     benchmark = load_benchmark(given.benchmark)
     method = given.method or benchmark.baseline
     jobs = [job for job in expand(benchmark).jobs if job.method == method][: given.draws]
-    if not jobs:
+    if given.draws and not jobs:
         parser.error(f"{given.benchmark} has no method {method!r}; it has {', '.join(benchmark.methods)}")
     rows = [row for job in jobs for row in followed(job.recipe, given.folder / job.name, None, given.every)]
     lost = []  # the peak is the best of many snapshots on the test cases: what is lost from it is never below 0
@@ -154,7 +156,7 @@ def main() -> None:
         middle = {"mean": float(np.mean(lost)), "low": float(low), "high": float(high)}
     labels: dict[str, list[dict[str, Any]]] = {}
     for folder in sorted((given.sweep / "runs").iterdir()) if given.sweep else ():
-        found = corrected(folder) if (folder / "summary.json").exists() else None
+        found = corrected(folder) if (folder / "summary.json").exists() and (folder / "annotations").exists() else None
         if found is not None:
             labels.setdefault(folder.name.split("-n")[0], []).append(found)
     result = {
@@ -166,8 +168,18 @@ def main() -> None:
         "corrected": labels,
     }
     write(f"{given.benchmark}_memorisation", {**provenance(), **result})
-    draw(given.benchmark, rows)
-    print("lost from the peak:", [round(v, 3) for v in lost], middle)
+    if rows:
+        draw(given.benchmark, rows)
+        print("lost from the peak:", [round(v, 3) for v in lost], middle)
+    for name, found in labels.items():
+        nearer = {c: [run["dice_corrected"][c] - run["dice_given"][c] for run in found] for c in found[0]["dice_given"]}
+        changed = [run["changed_share_of_foreground"] for run in found]
+        print(
+            name,
+            {c: np.round(values, 3).tolist() for c, values in nearer.items()},
+            "changed:",
+            np.round(changed, 4).tolist(),
+        )
 
 
 if __name__ == "__main__":

@@ -49,11 +49,11 @@ def prepared(folder: Path, *, ndim: int, size: list[int], batch: int, channels: 
     return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 
 
-def measure(data: Prepared, device: torch.device = CPU) -> dict[str, float]:
+def measure(data: Prepared, rounds: int = ROUNDS, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step, of its bare passes and of watching the curves, taken in turn."""
     stage = data.recipe.stages[0]
     (strategy, backbone, optimiser), annotator = built(data, device), LabelCorrection()
-    loader = data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)
+    loader = data.loader(stage, 0, strategy, first=0, last=WARM_UP + rounds, revision=0)
     seen: dict[str, Any] = {}
 
     def step(batch: dict[str, Batch]) -> None:

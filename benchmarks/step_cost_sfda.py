@@ -52,7 +52,7 @@ def prepared(
     return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 
 
-def measure(data: Prepared, device: torch.device = CPU) -> dict[str, float]:
+def measure(data: Prepared, rounds: int = ROUNDS, device: torch.device = CPU) -> dict[str, float]:
     """Return medians of a step and of its bare passes, taken in turn."""
     stage = data.recipe.stages[0]
     strategy, backbone, optimiser = built(data, device)
@@ -63,7 +63,7 @@ def measure(data: Prepared, device: torch.device = CPU) -> dict[str, float]:
         total.backward()
 
     times: dict[str, list[float]] = {}
-    for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + ROUNDS, revision=0)):
+    for number, read in enumerate(data.loader(stage, 0, strategy, first=0, last=WARM_UP + rounds, revision=0)):
         batch = augmented(read, device)
         target = batch["unlabelled"]
         if stage.strategy.name == "ripu":  # as after a round of questions

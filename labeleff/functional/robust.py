@@ -175,3 +175,29 @@ def keep_smallest(values: Tensor, known: Tensor, share: float) -> Tensor:
     count = max(1, round(share * len(chosen)))
     edge = torch.kthvalue(chosen, count).values
     return known & (values <= edge)
+
+
+def keep_smallest_per_class(
+    values: Tensor, label: Tensor, share: float, classes: int, *, ignore_index: int = IGNORE
+) -> Tensor:
+    """Return which known voxels have the smallest values: of each class a share, of background all but as many as left out there.
+
+    How many labels are wrong goes with the size of what was drawn, not with the size of the image around it.
+
+    Args:
+        values: [B, *S], without gradient.
+        label: [B, *S] int64; 0 is background.
+        share: Of the voxels of each foreground class in the whole batch, in (0, 1].
+        classes: K.
+        ignore_index: Label that is left out.
+
+    Returns:
+        [B, *S] bool; at least one voxel of every class that is there.
+    """
+    background = label == 0
+    kept = torch.zeros_like(background)
+    for c in range(1, classes):
+        kept |= keep_smallest(values, label == c, share)
+    foreground = ~background & (label != ignore_index)
+    around, left_out = int(background.sum()), int(foreground.sum() - kept.sum())
+    return kept | keep_smallest(values, background, 1 - left_out / max(around, 1))

@@ -12,6 +12,7 @@ from labeleff.functional.robust import (
     generalised_cross_entropy,
     image_dice,
     keep_smallest,
+    keep_smallest_per_class,
     noise_robust_dice,
     noise_weighted_dice,
     symmetric_cross_entropy,
@@ -131,6 +132,33 @@ def test_the_smallest_are_kept():
     assert keep_smallest(values, known, 1.0).equal(known)
     assert keep_smallest(values, known, 0.01).tolist() == [[False, True, False, False, False]]
     assert not keep_smallest(values, torch.zeros_like(known), 0.5).any()
+
+
+def test_of_each_class_the_smallest_are_kept_and_background_loses_no_more():
+    label = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, IGNORE]])
+    values = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 0.0]])
+    kept = [[True, True, True, False, False, False, False, False, True, True, False, True, False]]
+    assert keep_smallest_per_class(values, label, 0.5, 3).tolist() == kept  # 2 of 4, 1 of 2, so background without 3
+    assert keep_smallest_per_class(values, label, 1.0, 3).equal(label != IGNORE)
+    nothing = torch.where(label == 0, 0, IGNORE)
+    assert keep_smallest_per_class(values, nothing, 0.5, 3).equal(label == 0)  # no organ, nothing that is drawn wrongly
+
+
+def test_rare_organs_outlive_a_share_that_exceeds_them():
+    """One voxel in a hundred is of an organ, and hard: ranked together all of it is left out, class by class a fifth."""
+    label = torch.zeros(1, 1000, dtype=torch.int64)
+    label[:, :10] = 1
+    values = torch.where(label == 1, 5.0, 0.1) + torch.linspace(0, 0.01, 1000)
+    assert not keep_smallest(values, label >= 0, 0.8)[label == 1].any()
+    kept = keep_smallest_per_class(values, label, 0.8, 2)
+    assert [int((kept & (label == c)).sum()) for c in (0, 1)] == [988, 8]
+
+
+def test_background_of_a_full_image_keeps_a_voxel():
+    label = torch.tensor([[0, 1, 1, 1, 1]])
+    assert keep_smallest_per_class(torch.arange(5.0)[None], label, 0.5, 2).tolist() == [
+        [True, True, True, False, False]
+    ]
 
 
 def test_voxel_cross_entropy_is_zero_where_nobody_has_said():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from labeleff.batch import IGNORE, Progress, Task
+from labeleff.functional.robust import keep_smallest, keep_smallest_per_class, voxel_cross_entropy
 from labeleff.strategies.co_teaching import CoTeaching
 from labeleff.strategies.supervised import ROBUST, Supervised
 from labeleff.testing import ShortRun, Subject
@@ -34,7 +35,7 @@ def test_the_share_that_is_kept_falls(step, expected):
 
 
 def test_each_learns_from_the_others_easy_voxels():
-    run, batch = started(keep=0.5, start=0.0, rampup=0.1)
+    run, batch = started(ranked="batch", keep=0.5, start=0.0, rampup=0.1)
     share = batch["labelled"]
     run.backbone.eval()
     run.strategy.peer.eval()
@@ -48,6 +49,22 @@ def test_each_learns_from_the_others_easy_voxels():
         order = torch.argsort(torch.where(known, other, torch.inf))[: round(0.5 * int(known.sum()))]
         assert float(found.losses[name].detach()) == pytest.approx(float(own[order].mean()), rel=1e-5)
     assert float(found.notes["kept"]) == pytest.approx(0.5)
+
+
+def test_by_default_easy_is_judged_class_by_class():
+    """The losses are those over what ``keep_smallest_per_class``, tested by itself, keeps of the other network's."""
+    run, batch = started(keep=0.5, start=0.0, rampup=0.1)
+    share = batch["labelled"]
+    run.backbone.eval()
+    run.strategy.peer.eval()
+    found = run.strategy.step(run.backbone, batch, Progress(50, 100))
+    ours, theirs = (
+        voxel_cross_entropy(n(share.image), share.label).detach() for n in (run.backbone, run.strategy.peer)
+    )
+    for name, own, other in (("student", ours, theirs), ("peer", theirs, ours)):
+        kept = keep_smallest_per_class(other, share.label, 0.5, TASK.num_classes)
+        assert not kept.equal(keep_smallest(other, share.label != IGNORE, 0.5))
+        assert float(found.losses[name].detach()) == pytest.approx(float(own[kept].mean()), rel=1e-5)
 
 
 def test_a_network_is_moved_by_its_own_loss_alone():
