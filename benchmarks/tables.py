@@ -87,8 +87,14 @@ def compared(name: str, result: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {row['labels']} | {row['method']} | {row['mean']:.3f}{bounds(row, '.3f')} | {difference} | {verdict} |"
         )
-    lines += ["", *asked(tables.get("budget_areas", []), benchmark["baseline"])]
+    lines += ["", *made_on(tables.get("machines", [])), *asked(tables.get("budget_areas", []), benchmark["baseline"])]
     return [*lines, *(by_class(tables["curves"]) if name in BY_CLASS else [])]
+
+
+def made_on(machines: list[dict[str, Any]]) -> list[str]:
+    """Return where the runs were made; nothing where that was one machine."""
+    places = [f"{row['runs']} on {row['gpus'] or row['cpu']} (torch {row['torch']})" for row in machines]
+    return [f"Runs: {', '.join(places)}.", ""] if len(places) > 1 else []
 
 
 def by_class(curves: list[dict[str, Any]]) -> list[str]:

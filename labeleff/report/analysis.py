@@ -5,7 +5,9 @@ Every table is a list of rows of plain values. The page, the CSV files and the t
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +81,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "published": ("method", "labelled", "dice", "source", "selection"),
     "left_out": ("run", "reason"),
     "openings": ("labels", "times", "so_far"),
+    "machines": ("runs", "gpus", "cpu", "cores", "system", "python", "torch", "labeleff"),
 }  # fmt: skip
 """Columns of every table, in order."""
 
@@ -131,6 +134,7 @@ def analyse(found: Collected) -> Analysis:
         {"labels": name, "times": times, "so_far": found.openings_so_far.get(name) or None}
         for name, times in found.openings.items()
     ]
+    tables["machines"] = _machine_rows(found.records)
     references = found.plan["benchmark"].get("references", ())
     answers = {dataset: answer(dataset, found.baseline, tables, references) for dataset in classes}
     return Analysis(found.name, found.baseline, answers, tables, classes, tuple(notes), found)
@@ -166,6 +170,21 @@ def _finite(value: Any) -> Any:
 
 
 # -- tables -------------------------------------------------------------------------------------------------------------
+
+
+def _machine_rows(records: Sequence[Record]) -> list[Row]:
+    """Return how many of the runs that count were made where, and with which versions; most first."""
+    runs: Counter[tuple[Any, ...]] = Counter()
+    for record in records:
+        path = record.folder / "environment.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            packages = found["packages"]
+            gpus = ", ".join(found["gpus"])
+            own = (gpus, *(found[key] for key in ("cpu", "cores", "system", "python")))
+            runs[*own, packages["torch"], packages["labeleff"]] += 1
+    columns = TABLES["machines"]
+    return [dict(zip(columns, (count, *own), strict=True)) for own, count in runs.most_common()]
 
 
 def _curve_rows(cell: Cell, classes: Sequence[str]) -> Iterator[Row]:

@@ -51,6 +51,15 @@ def sweep(tmp_path_factory):
     (path,) = (folder / "runs").glob("one-bcp-n2-d1-*/summary.json")
     warned = {"warnings": [{"stage": 1, "step": 40, "words": f"it collapses {NASTY}"}]}
     path.write_text(json.dumps(json.loads(path.read_text()) | warned))
+    for number, place in enumerate(sorted((folder / "runs").iterdir())):
+        made = {
+            "cpu": "a processor",
+            "cores": 2,
+            "system": "Linux",
+            "python": "3.12.1",
+            "gpus": [] if number else [NASTY],
+        }
+        (place / "environment.json").write_text(json.dumps(made | {"packages": {"torch": "2.9", "labeleff": "0.2"}}))
     return folder
 
 
@@ -99,6 +108,14 @@ def page(folder):
 def test_warnings_of_runs_are_listed_by_run(folder):
     said = f"bcp, 2 labels, draw 1, seed 0: stage 1, step 40: it collapses {NASTY}"
     assert said in Page((folder / "index.html").read_text()).seen
+
+
+def test_machines_are_told_apart(analysis, page):
+    rows = analysis.tables["machines"]
+    assert [(row["runs"], row["gpus"]) for row in rows] == [(len(analysis.collected.records) - 1, ""), (1, NASTY)]
+    told = [cell for cell, _ in page.cells if cell["data-table"] == "machines" and cell["data-column"] == "runs"]
+    assert len(told) == 2
+    assert any(f"{NASTY}, a processor" in text for text in page.seen)
 
 
 def test_csv_files_are_the_tables(analysis, folder):
