@@ -385,8 +385,9 @@ def _named(rows: list[dict[str, Any]], most: int, *, told: bool, several: bool) 
         low, high = (number(first[side], signed=True) for side in ("low", "high"))
         words += f" {number(first['difference'], signed=True)} [{low}, {high}]"
     if several:
-        budgets = [first["labels"], *sorted({row["labels"] for row in rows} - {first["labels"]})]
-        words += f" at {' and '.join(map(str, budgets))}"
+        budgets = sorted({row["labels"] for row in rows} - ({first["labels"]} if told else set()))
+        where = ", ".join(map(str, budgets[:-1])) + " and " * (len(budgets) > 1) + "".join(map(str, budgets[-1:]))
+        words += f" at {first['labels']}" + f", also at {where}" * bool(budgets) if told else f" at {where}"
     draws = min(row["draws"] for row in rows)
     return words + (f" ({draws} draws)" if draws < most else "")
 

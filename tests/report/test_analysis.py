@@ -143,6 +143,19 @@ def test_a_supported_gain_is_said_with_its_numbers_and_the_labels_it_saves():
     assert "times as many labels" in many
 
 
+def test_a_score_beyond_the_largest_budget_saves_an_unknown_number_of_labels():
+    names, records = [f"p{i}" for i in range(8)], []
+    for draw in range(8):
+        for labels in (2, 8):
+            base = np.linspace(0.4, 0.5, 8) + 0.05 * labels + draw / 100
+            records.append(record("supervised", labels, draw, base, patients=names))
+            gain = 0.05 * (labels == 8) + draw % 2 / 1000
+            records.append(record("clever", labels, draw, base + gain, patients=names))
+    help_, many = analyse(collected(records)).answers["set"]
+    assert help_.startswith("With 8 labelled patients, clever gains")
+    assert many.startswith("Supervised does not get there with the most labels it was given; supervised reaches ")
+
+
 def test_a_reference_is_in_the_tables_but_is_no_answer():
     found = sweep(draws=8)
     marked = analyse(collected(found.collected.records, references=["clever"]))
