@@ -202,7 +202,7 @@ def _how_many(
 
 def _saved(row: Row, baseline: str) -> str:
     if row["censored"] == "above" and number(row["limit"], 1) == number(1.0, 1):
-        return f"{baseline} does not get there with the most labels it was given"
+        return f"{baseline} does not reach that score with the most labels it was given"
     if row["censored"] == "above":
         return f"for that score {baseline} needs at least {number(row['limit'], 1)} times as many labels: it did not get there"
     if row["censored"] == "below":
