@@ -176,15 +176,14 @@ def _machine_rows(records: Sequence[Record]) -> list[Row]:
     """Return how many of the runs that count were made where, and with which versions; most first."""
     runs: Counter[tuple[Any, ...]] = Counter()
     for record in records:
-        path = record.folder / "environment.json"
-        if path.exists():
-            found = json.loads(path.read_text())
-            packages = found["packages"]
-            gpus = ", ".join(found["gpus"])
-            own = (gpus, *(found[key] for key in ("cpu", "cores", "system", "python")))
-            runs[*own, packages["torch"], packages["labeleff"]] += 1
+        try:
+            found = json.loads((record.folder / "environment.json").read_text())
+            machine = (", ".join(found["gpus"]), *(found[key] for key in ("cpu", "cores", "system", "python")))
+            runs[*machine, found["packages"]["torch"], found["packages"]["labeleff"]] += 1
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of an earlier version, or damaged: its results are checked by themselves
     columns = TABLES["machines"]
-    return [dict(zip(columns, (count, *own), strict=True)) for own, count in runs.most_common()]
+    return [dict(zip(columns, (count, *machine), strict=True)) for machine, count in runs.most_common()]
 
 
 def _curve_rows(cell: Cell, classes: Sequence[str]) -> Iterator[Row]:
