@@ -44,7 +44,9 @@ def prepared(folder: Path, *, ndim: int, size: list[int], batch: int, channels: 
             "patch": size,
         },
         "backbone": {"name": "unet", "channels": list(channels)},
-        "stages": [{"strategy": "adele", "annotator": "label_correction", "steps": 1000, "batch": batch}],
+        "stages": [
+            {"strategy": "adele", "annotator": "label_correction", "revise_every": 1000, "steps": 1000, "batch": batch}
+        ],
     }
     return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 

@@ -75,18 +75,19 @@ def compared(name: str, result: dict[str, Any]) -> list[str]:
         "",
     ]
     lines += [f"> {' '.join(sentences)}\n" for sentences in answers(name, result).values()]
+    several = len({row["dataset"] for row in tables["curves"]}) > 1
+    titles = [*["data"] * several, "labelled patients", "method", "mean Dice [95 %]"]
     lines += [
-        "| labelled patients | method | mean Dice [95 %] | difference to " + benchmark["baseline"] + " [95 %] | |"
+        f"| {' | '.join(titles)} | difference to {benchmark['baseline']} [95 %] | |",
+        "|---" * (len(titles) + 2) + "|",
     ]
-    lines += ["|---|---|---|---|---|"]
-    found = {(row["method"], row["labelled"]): row for row in map(dict, tables["differences"]) if is_primary(row)}
+    what = ("dataset", "method", "labelled")
+    found = {tuple(row[key] for key in what): row for row in tables["differences"] if is_primary(row)}
     for row in filter(is_primary, tables["curves"]):
-        other = found.get((row["method"], row["labelled"]))
+        other = found.get(tuple(row[key] for key in what))
         difference = f"{other['difference']:+.3f}{bounds(other, '+.3f')}" if other else ""
-        verdict = other["verdict"] if other else ""
-        lines.append(
-            f"| {row['labels']} | {row['method']} | {row['mean']:.3f}{bounds(row, '.3f')} | {difference} | {verdict} |"
-        )
+        own = [*[row["dataset"]] * several, str(row["labels"]), row["method"], f"{row['mean']:.3f}{bounds(row, '.3f')}"]
+        lines.append(f"| {' | '.join(own)} | {difference} | {other['verdict'] if other else ''} |")
     lines += ["", *made_on(tables.get("machines", [])), *asked(tables.get("budget_areas", []), benchmark["baseline"])]
     return [*lines, *(by_class(tables["curves"]) if name in BY_CLASS else [])]
 
@@ -162,7 +163,11 @@ def beside_passes(name: str, found: dict[str, float]) -> str:
 
 def step_cost(result: dict[str, Any]) -> list[str]:
     """Return what a step costs."""
-    lines = ["**What a step costs** beside its bare network passes, one thread, U-Net with 16 base channels", ""]
+    lines = [
+        "**What a step costs** beside its bare passes, that is the same forwards and backwards of the network and nothing else;",
+        "one thread, U-Net with 16 base channels, `pairing: paper` and `both` of `bcp`",
+        "",
+    ]
     lines += ["| | BCP step, s | bare passes, s | ratio |", "|---|---|---|---|"]
     lines += [f"{beside_passes(name, found)} |" for name, found in result["ratios"].items()]
     waits = ", ".join(f"{name} {100 * found['share']:.1f} %" for name, found in result["data_wait"].items())

@@ -298,10 +298,14 @@ def _checked_stages(stages: Sequence[Stage], where: str, data: Data) -> tuple[St
 
 
 def _checked_stage(stage: Stage, where: str) -> Stage:
-
     annotator = _completed("annotator", stage.annotator, f"{where}.annotator") if stage.annotator else None
     if annotator is None and (stage.revise_every or stage.revise_at_start):
         raise RecipeError(f"{where}.revise_every: there is no annotator to revise labels; name one or leave this out")
+    if annotator is not None and not (stage.revise_every or stage.revise_at_start or stage.folds):
+        raise RecipeError(
+            f"{where}.revise_every: it is 0, so that annotator {annotator.name!r} would never revise a label; write after how "
+            "many steps it is to, as in revise_every: 40 (or revise_at_start: true)"
+        )
     if stage.folds:
         _check_folds(stage, where, registry.get("annotator", annotator.name).role if annotator else "labelled")  # type: ignore[attr-defined]  # a class of annotators
     return replace(stage, strategy=_completed("strategy", stage.strategy, f"{where}.strategy"), annotator=annotator)

@@ -62,6 +62,7 @@ BAD = [
     ("stages.0.augment", {"probability": 2}, "stages.0.augment.probability: 2.0 is out of range"),
     ("stages.0.augment", {"flip": [5]}, "stages.0.augment.flip: 5 is out of range"),
     ("stages.0.revise_every", 3, "there is no annotator to revise labels"),
+    ("stages.0.annotator", "pseudo_labels", "annotator 'pseudo_labels' would never revise a label"),
     ("stages.0.take", "best", "stages.0.take: 'best' is not one of last, val_best"),
     ("stages", [], "at least one stage"),
     ("trainer.precision", "8", "trainer.precision: '8' is not one of 32, bf16, 16"),

@@ -153,7 +153,9 @@ def test_a_score_beyond_the_largest_budget_saves_an_unknown_number_of_labels():
             records.append(record("clever", labels, draw, base + gain, patients=names))
     help_, many = analyse(collected(records)).answers["set"]
     assert help_.startswith("With 8 labelled patients, clever gains")
-    assert many.startswith("Supervised does not reach that score with the most labels it was given; supervised reaches ")
+    assert many.startswith(
+        "Supervised does not reach that score with the most labels it was given; supervised reaches "
+    )
 
 
 def test_a_reference_is_in_the_tables_but_is_no_answer():
