@@ -229,10 +229,13 @@ def _file_names(datasets: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _shown(analysis: Analysis, dataset: str, files: str, galleries: Sequence[Gallery]) -> Shown:
-    curves = [(i, row) for i, row in enumerate(analysis.tables["curves"]) if row["dataset"] == dataset]
-    # the baseline first, wherever the plan has it
-    named = sorted(dict.fromkeys(row["method"] for _, row in curves), key=lambda name: name != analysis.baseline)
-    looks = figures.styles(named, analysis.baseline)
+    rows = analysis.tables["curves"]
+    curves = [(i, row) for i, row in enumerate(rows) if row["dataset"] == dataset]
+    # the baseline first, wherever the plan has it; a method looks the same on all data sets of a page
+    everywhere = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda name: name != analysis.baseline)
+    named = [name for name in everywhere if any(row["method"] == name for _, row in curves)]
+    looks = figures.styles(everywhere, analysis.baseline)
+    looks = {name: looks[name] for name in named}
     records = _records(analysis, dataset)
     return Shown(
         dataset,

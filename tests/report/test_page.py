@@ -279,6 +279,15 @@ def test_styles_are_told_apart():
     assert len({(look.colour, look.marker, look.dash) for look in found.values()}) == 20
 
 
+def test_a_method_looks_the_same_on_all_data_sets_of_a_page(tmp_path):
+    missing = [f"one-mean_teacher-n2-d{draw}" for draw in range(3)]
+    folder = fake_sweep(tmp_path / "sweep", datasets=("one", "two"), budgets=(2,), patients=3, left_out=missing)
+    text = write_report(analyse(collect(folder)), tmp_path / "report").read_text()
+    dots = dict.fromkeys(re.findall(r'style="color: ([^"]+)"></i>(\w+)</th>', text))
+    assert len(dots) == len({method for _, method in dots}) == 3
+    assert text.count("</i>mean_teacher</th>") < text.count("</i>bcp</th>")
+
+
 def test_cells():
     assert [exact(v) for v in (None, 0.1 + 0.2, math.inf, math.nan, 3, "x")] == [
         "",
