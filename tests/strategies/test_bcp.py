@@ -98,8 +98,8 @@ def test_losses_are_those_of_the_table(student_forward):
         Spy()(paste(two.image[2:], one.image[2:], mask)), pseudo[2:], one.label[2:], mask,
         weight_outer=0.3, weight_inner=1.0, dice="linear",
     )  # fmt: skip
-    assert float(losses["inward"]) == pytest.approx(float(inward), rel=1e-6)
-    assert float(losses["outward"]) == pytest.approx(float(outward), rel=1e-6)
+    assert float(losses["inward"].detach()) == pytest.approx(float(inward.detach()), rel=1e-6)
+    assert float(losses["outward"].detach()) == pytest.approx(float(outward.detach()), rel=1e-6)
 
 
 def test_ties_of_two_classes_go_to_the_foreground_only_by_threshold():

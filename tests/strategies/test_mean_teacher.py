@@ -33,7 +33,7 @@ def test_consistency_is_the_mean_squared_difference_over_valid_voxels():
     share = batch["unlabelled"]
     difference = (run.backbone(share.image).softmax(1) - run.strategy.teacher(share.image).softmax(1)) ** 2
     valid = share.valid.expand_as(difference)
-    assert float(found) == pytest.approx(float(difference[valid].mean()), rel=1e-5)
+    assert float(found.detach()) == pytest.approx(float(difference[valid].mean().detach()), rel=1e-5)
 
 
 def test_early_decay_of_the_authors():
