@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from labeleff.evaluation.statistics import FEWEST_DRAWS
-from labeleff.report.words import answer, number
+from labeleff.report.words import answer, listed, number
 
 HERE = Path(__file__).parent
 README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
@@ -161,6 +161,12 @@ def beside_passes(name: str, found: dict[str, float]) -> str:
     return f"| {name} | {found['step_seconds']:.3f} | {found['bare_seconds']:.3f} | {found['ratio']:.3f}"
 
 
+def step_table(result: dict[str, Any], step: str = "step") -> list[str]:
+    """Return the table of steps, their bare passes, and ratios."""
+    lines = [f"| | {step}, s | bare passes, s | ratio |", "|---|---|---|---|"]
+    return [*lines, *(f"{beside_passes(name, found)} |" for name, found in result["ratios"].items())]
+
+
 def step_cost(result: dict[str, Any]) -> list[str]:
     """Return what a step costs."""
     lines = [
@@ -168,8 +174,7 @@ def step_cost(result: dict[str, Any]) -> list[str]:
         "one thread, U-Net with 16 base channels, `pairing: paper` and `both` of `bcp`",
         "",
     ]
-    lines += ["| | BCP step, s | bare passes, s | ratio |", "|---|---|---|---|"]
-    lines += [f"{beside_passes(name, found)} |" for name, found in result["ratios"].items()]
+    lines += step_table(result, "BCP step")
     waits = ", ".join(f"{name} {100 * found['share']:.1f} %" for name, found in result["data_wait"].items())
     memory = result["anonymous_megabytes"]
     return [
@@ -188,8 +193,7 @@ def step_cost_gpu(result: dict[str, Any]) -> list[str]:
         " timed): networks of this size wait for Python, so a loss of many small operations weighs more than on a CPU",
         "",
     ]
-    lines += ["| | step, s | bare passes, s | ratio |", "|---|---|---|---|"]
-    return [*lines, *(f"{beside_passes(name, found)} |" for name, found in result["ratios"].items()), ""]
+    return [*lines, *step_table(result), ""]
 
 
 def step_cost_adele(result: dict[str, Any]) -> list[str]:
@@ -208,9 +212,11 @@ def step_cost_adele(result: dict[str, Any]) -> list[str]:
 def step_cost_umct(result: dict[str, Any]) -> list[str]:
     """Return what a step of co-training and its samples cost."""
     lines = ["**What a step of co-training costs** beside the passes of its views, 10 samples included, one thread", ""]
-    lines += ["| | step, s | bare passes, s | ratio |", "|---|---|---|---|"]
-    lines += [f"{beside_passes(name, found)} |" for name, found in result["ratios"].items()]
-    lines += ["", "| 8 samples | s | one full pass, s | what comes after the first dropout, s | to 1 + 7 of these |"]
+    lines += [
+        *step_table(result),
+        "",
+        "| 8 samples | s | one full pass, s | what comes after the first dropout, s | to 1 + 7 of these |",
+    ]
     lines += ["|---|---|---|---|---|"]
     for name, found in result["sampling"].items():
         lines.append(
@@ -391,8 +397,8 @@ def _named(rows: list[dict[str, Any]], most: int, *, told: bool, several: bool) 
         words += f" {number(first['difference'], signed=True)} [{low}, {high}]"
     if several:
         budgets = sorted({row["labels"] for row in rows} - ({first["labels"]} if told else set()))
-        where = ", ".join(map(str, budgets[:-1])) + " and " * (len(budgets) > 1) + "".join(map(str, budgets[-1:]))
-        words += f" at {first['labels']}" + f", also at {where}" * bool(budgets) if told else f" at {where}"
+        where = f" at {listed([str(labels) for labels in budgets])}"
+        words += f" at {first['labels']}" + f", also{where}" * bool(budgets) if told else where
     draws = min(row["draws"] for row in rows)
     return words + (f" ({draws} draws)" if draws < most else "")
 

@@ -233,13 +233,13 @@ def _shown(analysis: Analysis, dataset: str, files: str, galleries: Sequence[Gal
     curves = [(i, row) for i, row in enumerate(rows) if row["dataset"] == dataset]
     # the baseline first, wherever the plan has it; a method looks the same on all data sets of a page
     everywhere = sorted(dict.fromkeys(row["method"] for row in rows), key=lambda name: name != analysis.baseline)
-    named = [name for name in everywhere if any(row["method"] == name for _, row in curves)]
-    looks = figures.styles(everywhere, analysis.baseline)
-    looks = {name: looks[name] for name in named}
+    here = {row["method"] for _, row in curves}
+    looks = {name: look for name, look in figures.styles(everywhere, analysis.baseline).items() if name in here}
+    named = tuple(looks)
     records = _records(analysis, dataset)
     return Shown(
         dataset,
-        tuple(named),
+        named,
         looks,
         _main(analysis, curves, named),
         _drawings(analysis, dataset, files, looks),

@@ -128,7 +128,7 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
         said += f"; {worst['method']} loses with {labels_word(worst)} ({_said(worst)})"
         if len(losses) > 1:
             others = [f"{row['method']} with {row['labels']}" for row in losses if row is not worst]
-            said += f", and so {'does' if len(losses) == 2 else 'do'} {_listed(others)}"
+            said += f", and so {'does' if len(losses) == 2 else 'do'} {listed(others)}"
     return f"{said}.{tail}"
 
 
@@ -149,7 +149,7 @@ def _over_the_budget(baseline: str, rows: Sequence[Row]) -> str:
         said = f"Over the whole budget of questions, {named(gains[0])} beats {baseline} (area under the budget curve "
         said += f"{_said(gains[0])})"
         if len(gains) > 1:
-            said += f", and so {'does' if len(gains) == 2 else 'do'} {_listed([named(row) for row in gains[1:]])}"
+            said += f", and so {'does' if len(gains) == 2 else 'do'} {listed([named(row) for row in gains[1:]])}"
     elif any(row["low"] is not None for row in rows):
         said = (
             f"No evidence that any method beats {baseline} over the budget of questions (the largest difference in the "
@@ -159,12 +159,12 @@ def _over_the_budget(baseline: str, rows: Sequence[Row]) -> str:
         said = f"With fewer than {FEWEST_FOR_INTERVAL} draws, no method can be said to beat {baseline} over the budget of questions"
     if losses:
         said += (
-            f"; {_listed([f'{named(row)} ({_said(row)})' for row in losses])} {'loses' if len(losses) == 1 else 'lose'}"
+            f"; {listed([f'{named(row)} ({_said(row)})' for row in losses])} {'loses' if len(losses) == 1 else 'lose'}"
         )
     return f"{said}."
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Return ``a, b and c``."""
     return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + list(names[-1:]))
 
@@ -201,10 +201,11 @@ def _how_many(
 
 
 def _saved(row: Row, baseline: str) -> str:
-    if row["censored"] == "above" and number(row["limit"], 1) == number(1.0, 1):
-        return f"{baseline} does not reach that score with the most labels it was given"
     if row["censored"] == "above":
-        return f"for that score {baseline} needs at least {number(row['limit'], 1)} times as many labels: it did not get there"
+        limit = number(row["limit"], 1)
+        if limit == "1.0":
+            return f"{baseline} does not reach that score with the most labels it was given"
+        return f"for that score {baseline} needs at least {limit} times as many labels: it did not get there"
     if row["censored"] == "below":
         return f"{baseline} is there already with its smallest budget"
     interval = f" (95 %: {number(row['low'], 1)} to {number(row['high'], 1)})" if row["low"] is not None else ""
