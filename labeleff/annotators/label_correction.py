@@ -85,7 +85,7 @@ class LabelCorrection(Annotator):
         self,
         *,
         rule: CorrectionRule = "segthor",
-        threshold: float = 0.9,
+        threshold: float = 0.95,
         agreement: float = 0.5,
         background_threshold: float = 0.0,
         class_constraint: bool = True,
