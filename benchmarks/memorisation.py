@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/memorisation"))
     parser.add_argument("--every", type=int, default=40)
     parser.add_argument(
-        "--draws", type=int, default=6, help="how many are followed; 0: only read what became of the labels"
+        "--draws", type=int, default=6, help="how many are followed; 0: only read anew what became of the labels"
     )
     given = parser.parse_args()
     set_up_process(1)
@@ -160,14 +160,17 @@ def main() -> None:
         if found is not None:
             labels.setdefault(folder.name.split("-n")[0], []).append(found)
     result = {
+        **provenance(),
         "benchmark": given.benchmark,
         "method": method,
         "rows": rows,
         "lost_from_peak": lost,
         "interval": middle,
-        "corrected": labels,
     }
-    write(f"{given.benchmark}_memorisation", {**provenance(), **result})
+    file = f"{given.benchmark}_memorisation"
+    if not given.draws and (RESULTS / f"{file}.json").exists():
+        result = json.loads((RESULTS / f"{file}.json").read_text())
+    write(file, {**result, "corrected": labels, "corrected_by": provenance()["commit"]})
     if rows:
         draw(given.benchmark, rows)
         print("lost from the peak:", [round(v, 3) for v in lost], middle)

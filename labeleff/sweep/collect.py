@@ -17,6 +17,7 @@ from labeleff.recipe_io import load_recipe
 from labeleff.sweep.grid import Job, result_key
 
 MEAN = "mean"
+OTHER = "its recipe is not the planned one"
 Scores = dict[tuple[str, str], dict[str, float]]
 """By class (or ``mean``) and metric: the mean over a patient's cases, by patient; NaN where nothing could be measured."""
 
@@ -130,7 +131,7 @@ def collect(folder: Path) -> Collected:
     records, left_out = [], []
     for name, job in jobs.items():
         place = run_folder(folder, name)
-        reason = unfinished(place) or _not_as_planned(place, job["key"]) or ""
+        reason = unfinished(place) or not_as_planned(place, job["key"])
         if reason:
             said = _failure(folder, name) if not reason.startswith("corrupt") else ""
             left_out.append(LeftOut(name, reason + said))
@@ -144,12 +145,13 @@ def collect(folder: Path) -> Collected:
     return Collected(plan["name"], folder, plan, tuple(records), (*left_out, *strange), *_openings(folder))
 
 
-def _not_as_planned(place: Path, key: str) -> str:
+def not_as_planned(place: Path, key: str) -> str:
+    """Return why a run is not the one with this key; empty where it is."""
     try:
         found = result_key(load_recipe(place / "recipe.yaml"))
     except LabeleffError as error:
         return f"corrupt: its recipe is not readable ({error})"
-    return "" if found == key else "its recipe is not the planned one"
+    return "" if found == key else OTHER
 
 
 def _failure(folder: Path, name: str) -> str:

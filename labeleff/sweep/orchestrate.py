@@ -22,11 +22,11 @@ from labeleff.errors import Interrupted, RunError
 from labeleff.files import write_json
 from labeleff.machine import cores
 from labeleff.recipe import Recipe
-from labeleff.recipe_io import to_mapping
+from labeleff.recipe_io import diff, load_recipe, to_mapping
 from labeleff.rundir import environment, has_begun
 from labeleff.runlog import console
 from labeleff.sweep.benchmark import Benchmark, DataChoice
-from labeleff.sweep.collect import plan_file, plan_of, run_folder, unfinished
+from labeleff.sweep.collect import OTHER, not_as_planned, plan_file, plan_of, run_folder, unfinished
 from labeleff.sweep.grid import Grid, Job, expand, method_recipe
 from labeleff.sweep.local import Local
 from labeleff.sweep.starts import Start, in_order, shared_starts
@@ -65,14 +65,20 @@ def sweep(
         plugins: Python files that every run loads.
 
     Raises:
-        RunError: Runs failed; every one is named, and all others are whole.
+        RunError: Runs failed; every one is named, and all others are whole. Or runs that are there have other settings.
         Interrupted: A signal arrived; runs in progress wrote checkpoints.
     """
     with _locked(folder), _signals():
         chosen: Mapping[str, Sequence[str]] = {}
         if benchmark.tuning is not None:
-            chosen = tune(benchmark, folder, lambda jobs, place: _execute(jobs, place, engine, cache, plugins))
+
+            def tried(jobs: Sequence[Job], place: Path) -> list[Outcome]:
+                _refuse_others(jobs, place)
+                return _execute(jobs, place, engine, cache, plugins)
+
+            chosen = tune(benchmark, folder, tried)
         grid = expand(benchmark, chosen)
+        _refuse_others(grid.jobs, folder)
         write_plan(benchmark, folder, grid, chosen)
         failed = _execute(grid.jobs, folder, engine, cache, plugins)
     if failed:
@@ -144,6 +150,22 @@ def _execute(
             if outcome.error:
                 failed.append(outcome)
     return failed
+
+
+def _refuse_others(jobs: Sequence[Job], folder: Path) -> None:
+    """Names leave out what is the default: a run that was made when a default was another must not count as done.
+
+    Raises:
+        RunError: There are such runs.
+    """
+    places = {run_folder(folder, job.name): job for job in jobs}
+    found = [place for place, job in places.items() if not_as_planned(place, job.key) == OTHER]
+    if found:
+        changes = "\n  ".join(diff(load_recipe(found[0] / "recipe.yaml"), places[found[0]].recipe))
+        raise RunError(
+            f"{found[0]}: {len(found)} of {len(jobs)} runs, this one the first, were made when a default was another; remove "
+            f"them to have them run anew, or give another --folder. The difference:\n  {changes}"
+        )
 
 
 def _task(

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from labeleff import registry
 from labeleff.recipe import Data, Evaluation, Recipe, Stage
+from labeleff.recipe_io import to_mapping
 from labeleff.rundir import ended
 from labeleff.strategies.base import Strategy
-from labeleff.sweep.grid import Job, key_of, plain_ways, told
+from labeleff.sweep.grid import Job, key_of, plain_ways
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def in_order(starts: Mapping[str, Start]) -> list[list[Start]]:
 
 
 def _keys(recipe: Recipe) -> Iterator[tuple[int, str]]:
-    """Yield how many first stages, but never all, and the hash of what matters to what they leave.
+    """Yield how many first stages, but never all, and the hash of what matters to what they leave, defaults too.
 
     Sizes of organs that are expected in unlabelled cases matter to stages that see unlabelled cases only. Stages without a
     step have no checkpoint to go on from.
@@ -102,7 +103,7 @@ def _keys(recipe: Recipe) -> Iterator[tuple[int, str]]:
             data = _seen(recipe, stages)
             data = data if any(map(_sees_more, stages)) else replace(data, prior=None)
             own = replace(plain_ways(recipe), data=data, stages=stages, evaluation=evaluation)
-            yield length, key_of("start", told(own))
+            yield length, key_of("start", to_mapping(own))
 
 
 def _seen(recipe: Recipe, stages: Sequence[Stage]) -> Data:

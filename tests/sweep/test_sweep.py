@@ -79,6 +79,21 @@ def test_only_what_is_missing_is_run(copied, tmp_path, cache):
     assert len(collect(folder).records) == 6
 
 
+def test_runs_made_under_another_default_are_refused(copied, cache):
+    folder, grid = copied
+    place = run_folder(folder, next(job.name for job in grid.jobs if job.method == "mean_teacher"))
+    recipe, plan = place / "recipe.yaml", (folder / "plan.json").read_bytes()
+    assert "decay: 0.99" in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace("decay: 0.99", "decay: 0.5"))
+    engine = Watched(Local(1))
+    with pytest.raises(RunError, match=rf"(?s){place.name}: 1 of 4 runs.*decay: 0\.5 -> 0\.99") as caught:
+        sweep(small_benchmark(folder.parent, ["draws=2"]), folder, engine, cache=cache)
+    assert "remove" in str(caught.value)
+    assert not engine.tasks
+    assert (folder / "plan.json").read_bytes() == plan
+    assert {entry.name for entry in collect(folder).left_out} == {place.name}
+
+
 def test_a_crash_hurts_no_other_run_and_is_named(tmp_path, cache, own_registry):
     (tmp_path / "crashing.py").write_text(
         "import os, signal\n"

@@ -1,0 +1,142 @@
+"""How sure a prediction must be before ``label_correction`` writes it over a label: thresholds weighed on development patients.
+
+Trains ADELE on wrong labels and on clean ones, on a population that no benchmark uses, and keeps what the network said of
+the training cases whenever labels were revised. Afterwards the same revisions are made again from the given labels at every
+threshold: how much of the foreground is changed, and how near labels come to the clean ones. Training itself saw the labels
+that the default made. Writes ``results/correction_threshold.json``.
+
+    python benchmarks/correction_threshold.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from common import provenance, write
+from numpy.typing import NDArray
+
+from labeleff import registry
+from labeleff.annotators.label_correction import LabelCorrection
+from labeleff.batch import Progress
+from labeleff.data.annotations import AnnotationStore
+from labeleff.edits import Edit, Reviewed
+from labeleff.labels import HIDDEN
+from labeleff.process import set_up_process
+from labeleff.recipe import Recipe
+from labeleff.registry import Component, register
+from labeleff.runner import run
+from labeleff.sweep.benchmark import load_benchmark
+from labeleff.sweep.grid import expand
+
+BENCHMARK = "noise_phantom"
+METHODS = {"adele": "wrong labels", "adele_clean_labels": "clean labels"}
+THRESHOLDS = (0.7, 0.8, 0.9, 0.93, 0.95, 0.97, 0.99)
+POPULATION = 777
+DRAWS = (900, 901, 902, 903)
+
+
+@dataclass(frozen=True)
+class Revision:
+    """The classes that were due, and what the network said of each case: probabilities [K, *S] in half precision."""
+
+    due: list[int]
+    probs: dict[str, torch.Tensor]
+
+
+@register("annotator", "remembered_label_correction")
+class Remembered(LabelCorrection):
+    """``label_correction`` that keeps what its decisions rest upon."""
+
+    revisions: ClassVar[list[Revision]] = []
+    given: ClassVar[dict[str, NDArray[np.uint8]]] = {}
+
+    def _due(self, progress: Progress) -> list[int]:
+        found = super()._due(progress)
+        if found:
+            self.revisions.append(Revision(found, {}))
+        return found
+
+    def _edits(self, case: Reviewed, due: list[int], note: str) -> Iterator[Edit]:
+        self.given[case.case] = case.given
+        self.revisions[-1].probs[case.case] = case.probs.mean(0).half()
+        yield from super()._edits(case, due, note)
+
+
+def replayed(options: dict[str, Any], threshold: float) -> dict[str, NDArray[np.uint8]]:
+    """Return the labels that the remembered revisions lead to at a threshold."""
+    annotator = registry.made("annotator", Component("label_correction", {**options, "threshold": threshold}))
+    labels = dict(Remembered.given)
+    for revision in Remembered.revisions:
+        for case, probs in revision.probs.items():
+            labels[case] = annotator._corrected(torch.from_numpy(labels[case]), probs.float(), revision.due)
+    return labels
+
+
+def dice(labels: Iterable[NDArray[np.uint8]], clean: Iterable[NDArray[np.uint8]], value: int) -> float:
+    """Return the Dice of a class over all voxels of all cases."""
+    counts = np.array(
+        [
+            [((a == value) & (b == value)).sum(), (a == value).sum() + (b == value).sum()]
+            for a, b in zip(labels, clean, strict=True)
+        ]
+    )
+    common, both = counts.sum(0)
+    return float(2 * common / max(both, 1))
+
+
+def measured(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+    """Train, and return one row per threshold."""
+    stage = recipe.stages[0]
+    options = dict(stage.annotator.options)
+    stage = replace(stage, annotator=Component("remembered_label_correction", options))
+    data = replace(recipe.data, dataset=Component("phantom", {**recipe.data.dataset.options, "seed": POPULATION}))
+    Remembered.revisions.clear(), Remembered.given.clear()
+    run(replace(recipe, data=data, stages=(stage,), evaluation=replace(recipe.evaluation, pictures=False)), folder)
+    given = Remembered.given
+    hidden = AnnotationStore.open(folder / HIDDEN) if (folder / HIDDEN).exists() else None
+    clean = {case: hidden.read(case, revision=0) if hidden else label for case, label in given.items()}
+    foreground, rows = sum(int((label > 0).sum()) for label in given.values()), []
+    for threshold in THRESHOLDS:
+        labels = replayed(options, threshold)
+        changed = sum(int((labels[case] != given[case]).sum()) for case in given)
+        nearer = [
+            dice(labels.values(), clean.values(), c) - dice(given.values(), clean.values(), c) for c in range(1, 4)
+        ]
+        rows.append({"threshold": threshold, "changed_share_of_foreground": changed / foreground, "nearer": nearer})
+    return rows
+
+
+def main() -> None:
+    """Train every method and draw, weigh, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/correction_threshold"))
+    parser.add_argument("--draws", type=int, default=len(DRAWS))
+    given = parser.parse_args()
+    set_up_process(1)
+    recipes = {job.method: job.recipe for job in expand(load_benchmark(BENCHMARK)).jobs}
+    rows = []
+    for method, labels in METHODS.items():
+        for draw in DRAWS[: given.draws]:
+            recipe = recipes[method]
+            recipe = replace(recipe, seed=draw, data=replace(recipe.data, draw=draw))
+            for row in measured(recipe, given.folder / f"{method}-{draw}"):
+                rows.append({"labels": labels, "draw": draw, **row})
+                print(
+                    labels,
+                    draw,
+                    row["threshold"],
+                    round(row["changed_share_of_foreground"], 4),
+                    np.round(row["nearer"], 4),
+                    flush=True,
+                )
+    write("correction_threshold", {**provenance(), "benchmark": BENCHMARK, "population": POPULATION, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
