@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 
+from labeleff import __version__
 from labeleff.data.rounds import Rounds
 from labeleff.errors import RunError
 from labeleff.files import append_line, write_atomically, write_json
@@ -265,7 +266,6 @@ def _only_longer(earlier: Recipe, later: Recipe) -> bool:
 def environment() -> dict[str, Any]:
     """Return versions and hardware: what a reader of the result needs to judge it, and nothing about the person."""
     packages = (
-        "labeleff",
         "torch",
         "pytorch-lightning",
         "monai",
@@ -277,7 +277,7 @@ def environment() -> dict[str, Any]:
     )
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {"labeleff": __version__} | {name: metadata.version(name) for name in packages},
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _processor(),
         "cores": os.cpu_count(),

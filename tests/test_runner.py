@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from labeleff import registry
+from labeleff import __version__, registry
 from labeleff.batch import IGNORE, StepOutput
 from labeleff.data.formats.phantom import Phantom
 from labeleff.errors import RecipeError, RunError, StoreError
@@ -24,6 +24,7 @@ from labeleff.predict import predict
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.recipe_io import load_recipe
+from labeleff.rundir import environment
 from labeleff.runner import run
 from labeleff.strategies.base import Strategy
 
@@ -51,6 +52,14 @@ def test_everything_is_in_the_run_directory(finished):
     assert all(np.isfinite(row["lr"]) for row in lines)
     versions = json.loads((folder / "environment.json").read_text())["packages"]
     assert versions["torch"].startswith(torch.__version__.split("+")[0])
+
+
+def test_the_version_is_that_of_the_code_that_ran(monkeypatch):
+    """What an editable install says of itself is as old as the install."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.0")
+    packages = environment()["packages"]
+    assert packages["labeleff"] == __version__
+    assert packages["torch"] == "0.0"
 
 
 def test_what_a_strategy_warns_of_is_kept_once_however_often_the_run_stops(tmp_path, cache, own_registry, capsys):
