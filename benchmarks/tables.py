@@ -319,7 +319,7 @@ def correction_threshold(result: dict[str, Any]) -> list[str]:
         f"**How sure a prediction must be before `label_correction` writes it over a label**: generated patients, 2-D, {draws}"
         f" draws of a population that no benchmark uses ({result['benchmark']}), the revisions of one run each made again",
         "",
-        "| `threshold` | clean labels: foreground changed, mean (most) | wrong labels: foreground changed | nearer to the clean ones, Dice |",
+        "| `threshold` | clean labels: foreground changed, mean (most) | wrong labels: the same | nearer to the clean ones, Dice |",
         "|---|---|---|---|",
     ]
     for threshold in dict.fromkeys(row["threshold"] for row in rows):
