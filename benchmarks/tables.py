@@ -43,7 +43,7 @@ TITLES = {
     "voco_left_atrium": "Left atrium, real scans at half resolution, 3-D network: BCP after volume contrast, and without it",
     "pretraining_acdc": "ACDC at 128 x 128, 2-D, batch norm: learning from 70 patients without labels, then from labelled ones",
     "four_stages": "From four labelled patients of one generated site to another: four stages, one left out at a time, 2-D",
-    "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network, co-teaching as in PyMIC",
+    "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network",
 }
 
 
