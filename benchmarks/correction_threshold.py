@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from common import provenance, write
+from memorisation import dice_of, overlap
 from numpy.typing import NDArray
 
 from labeleff import registry
@@ -43,6 +44,7 @@ METHODS = {"adele": "wrong labels", "adele_clean_labels": "clean labels"}
 THRESHOLDS = (0.7, 0.8, 0.9, 0.93, 0.95, 0.97, 0.99)
 POPULATION = 777
 DRAWS = (900, 901, 902, 903)
+CLASSES = 4
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,9 @@ def replayed(options: dict[str, Any], threshold: float) -> dict[str, NDArray[np.
     return labels
 
 
-def dice(labels: Iterable[NDArray[np.uint8]], clean: Iterable[NDArray[np.uint8]], value: int) -> float:
-    """Return the Dice of a class over all voxels of all cases."""
-    counts = np.array(
-        [
-            [((a == value) & (b == value)).sum(), (a == value).sum() + (b == value).sum()]
-            for a, b in zip(labels, clean, strict=True)
-        ]
-    )
-    common, both = counts.sum(0)
-    return float(2 * common / max(both, 1))
+def dice(labels: NDArray[np.uint8], clean: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the Dice of each class over all voxels of all cases."""
+    return dice_of(overlap(labels, clean, np.ones(clean.shape, bool), CLASSES))
 
 
 def measured(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
@@ -101,17 +96,17 @@ def measured(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     stage = replace(stage, annotator=Component("remembered_label_correction", options))
     data = replace(recipe.data, dataset=Component("phantom", {**recipe.data.dataset.options, "seed": POPULATION}))
     run(replace(recipe, data=data, stages=(stage,), evaluation=replace(recipe.evaluation, pictures=False)), folder)
-    given = Remembered.given
+    cases = list(Remembered.given)
+    given = np.stack([Remembered.given[case] for case in cases])
     hidden = AnnotationStore.open(folder / HIDDEN) if (folder / HIDDEN).exists() else None
-    clean = {case: hidden.read(case, revision=0) if hidden else label for case, label in given.items()}
-    foreground, rows = sum(int((label > 0).sum()) for label in given.values()), []
+    clean = np.stack([hidden.read(case, revision=0) for case in cases]) if hidden else given
+    before, rows = dice(given, clean), []
     for threshold in THRESHOLDS:
-        labels = replayed(options, threshold)
-        changed = sum(int((labels[case] != given[case]).sum()) for case in given)
-        nearer = [
-            dice(labels.values(), clean.values(), c) - dice(given.values(), clean.values(), c) for c in range(1, 4)
-        ]
-        rows.append({"threshold": threshold, "changed_share_of_foreground": changed / foreground, "nearer": nearer})
+        found = replayed(options, threshold)
+        labels = np.stack([found[case] for case in cases])
+        changed = int((labels != given).sum()) / int((given > 0).sum())
+        nearer = (dice(labels, clean) - before).tolist()
+        rows.append({"threshold": threshold, "changed_share_of_foreground": changed, "nearer": nearer})
     return rows
 
 

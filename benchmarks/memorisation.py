@@ -44,6 +44,11 @@ def overlap(one: np.ndarray, two: np.ndarray, where: np.ndarray, classes: int) -
     return np.array(both).T
 
 
+def dice_of(counts: np.ndarray) -> np.ndarray:
+    """Return the Dice [classes - 1] of voxels in common and in either."""
+    return 2 * counts[0] / np.maximum(counts[0] + counts[1], 1)
+
+
 def followed(recipe: Recipe, folder: Path, cache: Path | None, every: int) -> list[dict[str, Any]]:
     """Train and return one row per snapshot."""
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, every=every, pictures=False))
@@ -95,7 +100,7 @@ def corrected(folder: Path) -> dict[str, Any] | None:
         for n, labels in enumerate((before, after)):
             counts[n] += overlap(labels, truth, np.ones(truth.shape, bool), len(summary["classes"]))
         changed, foreground = changed + int((before != after).sum()), foreground + int((before > 0).sum())
-    dice = [2 * c[0] / np.maximum(c[0] + c[1], 1) for c in counts]
+    dice = [dice_of(c) for c in counts]
     names = summary["classes"][1:]
     return {
         "run": folder.name,
