@@ -1,4 +1,4 @@
-"""Writes ``docs/results.md``, and what is made from ``results/*.json`` in the README and ``docs/voco.md``; ``--check``: current?"""
+"""Writes ``docs/results.md``, and what other pages hold of ``results/*.json`` between marks; ``--check``: current?"""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import yaml
 
-from labeleff.evaluation.statistics import FEWEST_DRAWS
+from labeleff.evaluation.statistics import FEWEST_DRAWS, compare
 from labeleff.report.words import answer, listed, number
 
 HERE = Path(__file__).parent
 README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "results.md"
-VOCO = HERE.parent / "docs" / "voco.md"
+VOCO, METHODS = HERE.parent / "docs" / "voco.md", HERE.parent / "docs" / "methods.md"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->"
 BY_CLASS = ("chest_regions", "scribbles_acdc")
 """Suites whose Dice is told class by class."""
@@ -43,8 +44,19 @@ TITLES = {
     "voco_left_atrium": "Left atrium, real scans at half resolution, 3-D network: BCP after volume contrast, and without it",
     "pretraining_acdc": "ACDC at 128 x 128, 2-D, batch norm: learning from 70 patients without labels, then from labelled ones",
     "four_stages": "From four labelled patients of one generated site to another: four stages, one left out at a time, 2-D",
-    "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network",
+    "noise_acdc": "Wrong labels (Dice 0.8, mostly too large), ACDC at 128 x 128, 2-D network (`adele` with threshold 0.9)",
+    "noise_acdc_adele": "The same wrong labels of ACDC: ADELE with today's threshold",
 }
+
+EXPECTED = {
+    "generated patients, 2-D, no augmentation": ("noise_phantom", "noise_phantom", ""),
+    "generated volumes, no augmentation": ("noise_phantom_3d", "noise_phantom_3d", ""),
+    "ACDC, seven patients, `area_normalised`": ("noise_acdc_adele", "noise_acdc", "area_normalised"),
+    "`area_normalised` with `threshold` 0.9": ("noise_acdc", "noise_acdc", "area_normalised"),
+    "ACDC, seven patients, `markov`": ("noise_acdc_adele", "noise_acdc", "markov"),
+    "`markov` with `threshold` 0.9": ("noise_acdc", "noise_acdc", "markov"),
+}
+"""Rows of what ADELE gives: the suite with its runs, the one with the others, the data set in both."""
 
 
 def paired(result: dict[str, Any]) -> list[str]:
@@ -68,27 +80,30 @@ def paired(result: dict[str, Any]) -> list[str]:
 
 def compared(name: str, result: dict[str, Any]) -> list[str]:
     """Return the answer and the table of a sweep."""
-    tables, benchmark = result["tables"], result["benchmark"]
+    tables, benchmark, suite = result["tables"], result["benchmark"], suite_of(name)
     steps = {row["steps"] for row in tables["cost"]}
     terms = f"on equal terms but for {' and '.join(benchmark['allow'])}" if benchmark.get("allow") else "on equal terms"
     lines = [
         f"{'/'.join(map(str, sorted(steps)))} steps, {len(benchmark['draws'])} draws, {terms}.",
+        *[suite["note"].strip()] * ("note" in suite),
         "",
     ]
-    lines += [f"> {' '.join(sentences)}\n" for sentences in answers(name, result).values()]
     several = len({row["dataset"] for row in tables["curves"]}) > 1
-    titles = [*["data"] * several, "labelled patients", "method", "mean Dice [95 %]"]
-    lines += [
-        f"| {' | '.join(titles)} | difference to {benchmark['baseline']} [95 %] | |",
-        "|---" * (len(titles) + 2) + "|",
-    ]
     what = ("dataset", "method", "labelled")
     found = {tuple(row[key] for key in what): row for row in tables["differences"] if is_primary(row)}
+    if found:
+        for dataset, sentences in answers(name, result).items():
+            lines.append(f"> {f'{dataset}: ' * several}{' '.join(sentences)}\n")
+    titles = [*["data"] * several, "labelled patients", "method", "mean Dice [95 %]"]
+    titles += [f"difference to {benchmark['baseline']} [95 %]", ""] * bool(found)
+    lines += [f"| {' | '.join(titles)} |".replace("|  |", "| |"), "|---" * len(titles) + "|"]
     for row in filter(is_primary, tables["curves"]):
-        other = found.get(tuple(row[key] for key in what))
-        difference = f"{other['difference']:+.3f}{bounds(other, '+.3f')}" if other else ""
         own = [*[row["dataset"]] * several, str(row["labels"]), row["method"], f"{row['mean']:.3f}{bounds(row, '.3f')}"]
-        lines.append(f"| {' | '.join(own)} | {difference} | {other['verdict'] if other else ''} |")
+        if found:
+            other = found.get(tuple(row[key] for key in what))
+            difference = f"{other['difference']:+.3f}{bounds(other, '+.3f')}" if other else ""
+            own += [difference, other["verdict"] if other else ""]
+        lines.append(f"| {' | '.join(own)} |")
     lines += ["", *made_on(tables.get("machines", [])), *asked(tables.get("budget_areas", []), benchmark["baseline"])]
     return [*lines, *(by_class(tables["curves"]) if name in BY_CLASS else [])]
 
@@ -97,6 +112,11 @@ def made_on(machines: list[dict[str, Any]]) -> list[str]:
     """Return where the runs were made; nothing where that was one machine."""
     places = [f"{row['runs']} on {row['gpus'] or row['cpu']} (torch {row['torch']})" for row in machines]
     return [f"Runs: {', '.join(places)}.", ""] if len(places) > 1 else []
+
+
+def suite_of(name: str) -> dict[str, Any]:
+    """Return a suite as it stands today."""
+    return yaml.safe_load((HERE / "suites" / f"{name}.yaml").read_text())
 
 
 def by_class(curves: list[dict[str, Any]]) -> list[str]:
@@ -112,7 +132,7 @@ def by_class(curves: list[dict[str, Any]]) -> list[str]:
 
 def answers(name: str, result: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """Return the answers in today's words: references as the suite names them today."""
-    suite = yaml.safe_load((HERE / "suites" / f"{name}.yaml").read_text())
+    suite = suite_of(name)
     tables = {"budget_areas": [], **result["tables"]}
     return {
         key: answer(key, suite.get("baseline", "supervised"), tables, suite.get("references", ()))
@@ -380,7 +400,7 @@ def summary(name: str, result: dict[str, Any]) -> list[str]:
         rows = [{**row, "low": row["interval"][0], "high": row["interval"][1]} for row in result["differences"]]
         rows = [{**row, "labels": int(row["labelled"]), "difference": row["mean"]} for row in rows]
         return [summary_line(TITLES[name], "supervised", rows)]
-    suite = yaml.safe_load((HERE / "suites" / f"{name}.yaml").read_text())
+    suite = suite_of(name)
     tables, baseline = result["tables"], suite.get("baseline", "supervised")
     over = [row for row in tables.get("budget_areas", []) if row["difference"] is not None]
     measured = over or [row for row in tables["differences"] if is_primary(row)]
@@ -450,6 +470,41 @@ def voco() -> str:
     return between(VOCO, [line for result in found(["voco_position"]).values() for line in voco_position(result)])
 
 
+def runs_of(result: dict[str, Any], method: str, dataset: str) -> list[dict[str, Any]]:
+    """Return patients' scores of the runs of a method by draw; a reference stands in one of the data sets."""
+    own = [row for row in result["tables"]["scores"] if row["method"] == method]
+    own = [row for row in own if row["dataset"] == dataset] or own
+    return sorted(own, key=lambda row: row["draw"])
+
+
+def to(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+    """Return the paired difference of two methods' runs, which may be of two sweeps."""
+    if [(row["draw"], set(row["patients"])) for row in ours] != [(row["draw"], set(row["patients"])) for row in theirs]:
+        sys.exit(f"{ours[0]['method']} and {theirs[0]['method']} have other draws or test patients: not to be paired")
+    arrays = (
+        np.array([[[row["patients"][p] for p in sorted(row["patients"])]] for row in rows]) for rows in (ours, theirs)
+    )
+    found = compare(*arrays).interval
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def expected() -> list[str]:
+    """Return what ADELE gives beside supervised training of as many steps, of as many passes, and what clean labels give."""
+    results = found({name for row in EXPECTED.values() for name in row[:2]})
+    lines = [
+        "| `adele` to supervised training | of as many steps | of as many passes | what clean labels give |",
+        "|---|---|---|---|",
+    ]
+    for title, (suite, others, dataset) in EXPECTED.items():
+        adele = runs_of(results[suite], "adele", dataset)
+        plain, as_long, clean = (
+            runs_of(results[others], method, dataset)
+            for method in ("supervised", "supervised_equal_passes", "clean_labels")
+        )
+        lines.append(f"| {title} | {to(adele, plain)} | {to(adele, as_long)} | {to(clean, plain)} |")
+    return [*lines, ""]
+
+
 def between(path: Path, lines: list[str]) -> str:
     """Return a page with lines in place of what stands between its two marks."""
     text = path.read_text()
@@ -460,7 +515,7 @@ def main() -> None:
     """Write or check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    made = {README: readme(), PAGE: page(), VOCO: voco()}
+    made = {README: readme(), PAGE: page(), VOCO: voco(), METHODS: between(METHODS, expected())}
     if not parser.parse_args().check:
         for path, text in made.items():
             path.write_text(text)
