@@ -110,12 +110,11 @@ def _does_it_help(baseline: str, rows: Sequence[Row]) -> str:
     tail = " There are too few draws for a test." if few and any(row["low"] is not None for row in rows) else ""
     if gains:
         best = max(gains, key=lambda row: row["difference"])
-        others = (
-            "1 further comparison of {} shows"
-            if len(gains) == 2
-            else f"{len(gains) - 1} further comparisons of {{}} show"
+        more = len(gains) - 1
+        rest = (
+            f", and {more} further comparison{'s' * (more > 1)} of {len(rows)} show{'s' * (more == 1)} a gain"
+            * bool(more)
         )
-        rest = f", and {others.format(len(rows))} a gain" * (len(gains) > 1)
         said = f"With {labels_word(best)}, {best['method']} gains over {best['baseline']} ({_said(best)}){rest}"
     elif any(row["low"] is not None for row in rows):
         best = max(rows, key=lambda row: row["difference"])
