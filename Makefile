@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test slow lint types smoke check clean
+.PHONY: help demo test slow exhaustive lint types smoke check clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
@@ -19,10 +19,13 @@ demo: $(STAMP) ## train a semi-supervised method beside its baseline, print a ta
 	$(BIN)/labeleff run quickstart --folder runs/quickstart
 
 test: $(STAMP) ## the test suite (what the tests of a file share is made once: a file goes to one process)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not exhaustive"
 
 slow: $(STAMP) ## tests that take minutes each
 	$(BIN)/python -m pytest -n 2 -m slow
+
+exhaustive: $(STAMP) ## combinations that are like others: before a release
+	$(BIN)/python -m pytest -n 2 -m exhaustive
 
 lint: $(STAMP) ## style
 	$(BIN)/ruff check .

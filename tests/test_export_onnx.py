@@ -23,7 +23,7 @@ from labeleff.functional.norms import OnBatchStatistics
 from labeleff.parity import cut, windows_of
 from labeleff.predictor import FILE, open_predictor
 
-from .backbones.networks import SIDE, SMALL
+from .backbones.networks import SIDE, SMALL, marked
 from .test_predict import write_run
 
 pytestmark = pytest.mark.skipif(
@@ -261,9 +261,9 @@ def test_the_page_says_what_is_exported_of_every_network():
     assert table() == [(f"`{name}`", "2, 3", sizes[name]) for name in registry.names("backbone")]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("name", [*SMALL, "deep supervision", "another size"])
+@pytest.mark.parametrize(
+    ("name", "ndim"), [marked(name, ndim) for name in [*SMALL, "deep supervision", "another size"] for ndim in (2, 3)]
+)
 def test_every_network_can_be_exported(tmp_path, cache, name, ndim):
     import onnx
 

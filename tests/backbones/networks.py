@@ -35,3 +35,14 @@ def make(name, ndim, seed=0, **more):
         pytest.skip("needs einops")
     torch.manual_seed(seed)
     return registry.get("backbone", name)(task_of(ndim), **(SMALL[name] | more))
+
+
+HEAVY = ("flexible_unet", "swin_unetr", "vnet")
+"""Up to two minutes a test in 3-D: ``exhaustive`` there."""
+
+
+def marked(name, *others):
+    """Return parameters of a test that takes long, the number of axes last."""
+    return pytest.param(
+        name, *others, marks=getattr(pytest.mark, "exhaustive" if name in HEAVY and others[-1] == 3 else "slow")
+    )
