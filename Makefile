@@ -19,12 +19,12 @@ demo: $(STAMP) ## train a semi-supervised method beside its baseline, print a ta
 	$(BIN)/labeleff run quickstart --folder runs/quickstart
 
 test: $(STAMP) ## the test suite (what the tests of a file share is made once: a file goes to one process)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not exhaustive"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: $(STAMP) ## tests that take minutes each
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not exhaustive"
 
-exhaustive: $(STAMP) ## combinations that are like others: before a release
+exhaustive: $(STAMP) ## the slow tests that are left out there: before a release
 	$(BIN)/python -m pytest -n 2 -m exhaustive
 
 lint: $(STAMP) ## style

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -95,8 +96,8 @@ def compared(name: str, result: dict[str, Any]) -> list[str]:
         for dataset, sentences in answers(name, result).items():
             lines.append(f"> {f'{dataset}: ' * several}{' '.join(sentences)}\n")
     titles = [*["data"] * several, "labelled patients", "method", "mean Dice [95 %]"]
-    titles += [f"difference to {benchmark['baseline']} [95 %]", ""] * bool(found)
-    lines += [f"| {' | '.join(titles)} |".replace("|  |", "| |"), "|---" * len(titles) + "|"]
+    against = f" difference to {benchmark['baseline']} [95 %] | |" * bool(found)
+    lines += [f"| {' | '.join(titles)} |{against}", "|---" * (len(titles) + against.count("|")) + "|"]
     for row in filter(is_primary, tables["curves"]):
         own = [*[row["dataset"]] * several, str(row["labels"]), row["method"], f"{row['mean']:.3f}{bounds(row, '.3f')}"]
         if found:
@@ -114,6 +115,7 @@ def made_on(machines: list[dict[str, Any]]) -> list[str]:
     return [f"Runs: {', '.join(places)}.", ""] if len(places) > 1 else []
 
 
+@cache
 def suite_of(name: str) -> dict[str, Any]:
     """Return a suite as it stands today."""
     return yaml.safe_load((HERE / "suites" / f"{name}.yaml").read_text())
@@ -371,8 +373,14 @@ COSTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 
 def found(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the results that are there."""
-    paths = {name: HERE / "results" / f"{name}.json" for name in names}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    return {name: result for name in names if (result := result_of(name)) is not None}
+
+
+@cache
+def result_of(name: str) -> dict[str, Any] | None:
+    """Return a result, read once for all pages; None where there is none."""
+    path = HERE / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def page() -> str:
@@ -485,7 +493,7 @@ def to(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
         np.array([[[row["patients"][p] for p in sorted(row["patients"])]] for row in rows]) for rows in (ours, theirs)
     )
     found = compare(*arrays).interval
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.value:+.3f}{bounds(vars(found), '+.3f')}"
 
 
 def expected() -> list[str]:

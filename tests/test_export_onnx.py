@@ -1,5 +1,6 @@
 """ONNX: what the file computes, what it says, what it keeps to itself, and what is refused."""
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -23,7 +24,7 @@ from labeleff.functional.norms import OnBatchStatistics
 from labeleff.parity import cut, windows_of
 from labeleff.predictor import FILE, open_predictor
 
-from .backbones.networks import SIDE, SMALL, marked
+from .backbones.networks import SIDE, SMALL, sorted_out
 from .test_predict import write_run
 
 pytestmark = pytest.mark.skipif(
@@ -261,8 +262,9 @@ def test_the_page_says_what_is_exported_of_every_network():
     assert table() == [(f"`{name}`", "2, 3", sizes[name]) for name in registry.names("backbone")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "ndim"), [marked(name, ndim) for name in [*SMALL, "deep supervision", "another size"] for ndim in (2, 3)]
+    ("name", "ndim"), sorted_out(itertools.product([*SMALL, "deep supervision", "another size"], (2, 3)))
 )
 def test_every_network_can_be_exported(tmp_path, cache, name, ndim):
     import onnx

@@ -38,11 +38,12 @@ def make(name, ndim, seed=0, **more):
 
 
 HEAVY = ("flexible_unet", "swin_unetr", "vnet")
-"""Up to two minutes a test in 3-D: ``exhaustive`` there."""
+"""Up to two minutes a test in 3-D."""
 
 
-def marked(name, *others):
-    """Return parameters of a test that takes long, the number of axes last."""
-    return pytest.param(
-        name, *others, marks=getattr(pytest.mark, "exhaustive" if name in HEAVY and others[-1] == 3 else "slow")
-    )
+def sorted_out(combinations):
+    """Return combinations (name of a network, ..., ndim) as parameters, the heaviest marked as exhaustive."""
+    return [
+        pytest.param(*one, marks=pytest.mark.exhaustive) if one[0] in HEAVY and one[-1] == 3 else one
+        for one in combinations
+    ]

@@ -15,7 +15,7 @@ from labeleff.batch import Task
 from labeleff.errors import RecipeError, ShapeError
 from labeleff.strategies.base import fresh_copy
 from labeleff.testing import Subject, check_predictors, check_resume
-from tests.backbones.networks import SIDE, SMALL, make, marked, task_of
+from tests.backbones.networks import SIDE, SMALL, make, sorted_out, task_of
 
 STRIDES = {
     # of the encoder, of the decoder
@@ -158,9 +158,10 @@ def test_unetr_is_that_of_monai_and_takes_other_sizes(ndim):
     assert torch.allclose(wide[:, :, 1], laid_out.mean(2), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "strategy", "ndim"),
-    [marked(*met) for met in itertools.product(SMALL, ("supervised", "mean_teacher", "bcp"), (2, 3))],
+    sorted_out(itertools.product(SMALL, ("supervised", "mean_teacher", "bcp"), (2, 3))),
 )
 def test_steps_are_saved_and_go_on_and_predict(name, strategy, ndim):
     size = (SIDE.get(name, 32),) * ndim

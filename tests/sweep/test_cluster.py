@@ -143,9 +143,8 @@ def local(tmp_path_factory, cache):
     return tasks
 
 
-@pytest.mark.parametrize(
-    "shared", [pytest.param(True, marks=pytest.mark.exhaustive), pytest.param(False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [pytest.param(True, marks=pytest.mark.exhaustive), False])
 def test_a_node_is_lost_in_the_middle(shared, local, cluster, tmp_path, cache):
     nodes = [cluster.add_node(num_cpus=1, **cluster.small) for _ in range(2)]
     tasks = make_tasks(tmp_path, RECIPES, cache)
