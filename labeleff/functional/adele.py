@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from labeleff.batch import IGNORE, beside
+from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
 from labeleff.functional.losses import voxel_blocks
 from labeleff.functional.regions import hard_labels
@@ -267,7 +267,7 @@ def multiscale_consistency(
     with torch.autocast(label.device.type, enabled=False):
         maps = [z.float().flatten(2) for z in logits]
         shares = torch.stack([torch.as_tensor(w, dtype=torch.float32) for w in _shares(logits, weights)])
-        divergence, surest = _Divergence.apply(beside(shares, label), *maps)  # type: ignore[no-untyped-call]
+        divergence, surest = _Divergence.apply(shares, *maps)  # type: ignore[no-untyped-call]
         known = (label != IGNORE).flatten(1)
         inside = torch.ones_like(known) if valid is None else valid.reshape(known.shape)
         opened = (surest * (known & inside)).amax(1, keepdim=True) >= gate
@@ -291,15 +291,16 @@ class _Divergence(torch.autograd.Function):
             torch.empty_like(z) if needed else None for z, needed in zip(logits, ctx.needs_input_grad[1:], strict=True)
         ]
         to_shares = [torch.empty_like(divergence) for _ in logits] if ctx.needs_input_grad[0] else []
+        numbers: list[float] = shares.tolist()
         for block in voxel_blocks(logits[0]):
             flat = block[::2]
             logs = [F.log_softmax(z[block], dim=1) for z in logits]
             probs = [log.exp() for log in logs]
             both = torch.zeros_like(probs[0])
             raw = torch.zeros_like(both)
-            for w, p in zip(shares, probs, strict=True):
+            for w, p in zip(numbers, probs, strict=True):
                 both += p
-                raw += w * p
+                raw.add_(p, alpha=w)
             q = raw.clamp(SMALLEST, 1 - SMALLEST)
             surest[flat] = q.amax(1)
             pull = (both / q).mul_(raw == q)
@@ -311,10 +312,10 @@ class _Divergence(torch.autograd.Function):
                     to_shares[s][flat] = -(p * pull).sum(1)
                 target = to_logits[s]
                 if target is not None:
-                    log.sub_(pull * shares[s]).mul_(p)
+                    log.sub_(pull, alpha=numbers[s]).mul_(p)
                     torch.addcmul(log, p, log.sum(1, keepdim=True), value=-1, out=target[block])
         ctx.save_for_backward(*to_logits, *to_shares)
-        ctx.count = len(logits)
+        ctx.count, ctx.device = len(logits), shares.device
         ctx.mark_non_differentiable(surest)
         return divergence, surest
 
@@ -322,7 +323,7 @@ class _Divergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         to_logits, to_shares = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        of_shares = torch.stack([(upstream * d).sum() for d in to_shares]) if to_shares else None
+        of_shares = torch.stack([(upstream * d).sum() for d in to_shares]).to(ctx.device) if to_shares else None
         return of_shares, *(None if d is None else d * upstream.unsqueeze(1) for d in to_logits)
 
 

@@ -92,13 +92,16 @@ class _RegionSums(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None]:
         probs, label, masks = ctx.saved_tensors
         grad = torch.empty_like(probs)
+        product = torch.mul if masks.shape[1] == 1 else torch.bmm  # of one region alone there is nothing to add up
+        if ctx.squared:
+            to_size = 2 * to_size
         for block in voxel_blocks(probs):
             p, m, y = probs[block], masks[block], _one_hot_block(label, block, probs)
-            of_p = torch.bmm(to_size, m)
+            of_p = product(to_size, m)
             if ctx.squared:
-                of_p.mul_(p).mul_(2)
-            of_p.addcmul_(torch.bmm(to_overlap, m), y)
-            of_log_p = of_p.mul_(p).addcmul_(torch.bmm(to_likelihood, m), y)
+                of_p.mul_(p)
+            of_p.addcmul_(product(to_overlap, m), y)
+            of_log_p = of_p.mul_(p).addcmul_(product(to_likelihood, m), y)
             torch.addcmul(of_log_p, p, of_log_p.sum(1, keepdim=True), value=-1, out=grad[block])
         return grad, None, None, None
 

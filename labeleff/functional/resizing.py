@@ -1,4 +1,4 @@
-"""Resizing and pooling that repeat: on a GPU their gradients are matrix products."""
+"""Resizing and pooling by matrix products: their gradients repeat on a GPU, and small volumes take half the time on a CPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SHORT = 128
+"""Voxels of the longest axis up to which a CPU resizes a volume by products: their cost grows with it, torch's own does not."""
 
 
 def resized(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
@@ -21,14 +24,14 @@ def resized(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor
         size: S of the result, voxels.
         align_corners: As of ``interpolate``.
     """
-    if not maps.is_cuda:
-        mode = "bilinear" if maps.ndim == 4 else "trilinear"
-        return F.interpolate(maps, tuple(size), mode=mode, align_corners=align_corners)
-    return by_products(maps, size, align_corners=align_corners)
+    if maps.is_cuda or (maps.ndim == 5 and max(*maps.shape[2:], *size) <= SHORT):
+        return by_products(maps, size, align_corners=align_corners)
+    mode = "bilinear" if maps.ndim == 4 else "trilinear"
+    return F.interpolate(maps, tuple(size), mode=mode, align_corners=align_corners)
 
 
 def by_products(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
-    """Return what :func:`resized` does on a GPU."""
+    """Return what :func:`resized` does on a GPU, and with small volumes everywhere."""
     return _along(maps, size, partial(_neighbours, align_corners=align_corners))
 
 
@@ -48,12 +51,17 @@ def pooled(maps: Tensor, grid: int) -> Tensor:
 
 
 def _along(maps: Tensor, size: Sequence[int], weights: Callable[[int, int, Tensor], Tensor]) -> Tensor:
-    """Return maps multiplied along each axis whose length changes by weights [made, given]."""
+    """Return maps multiplied along each axis whose length changes by weights [made, given]; first where it shrinks most."""
     with torch.autocast(maps.device.type, enabled=False):  # weights need more than the 8 bits of bfloat16
         found = maps if maps.dtype == torch.float64 else maps.float()
-        for axis, length in enumerate(size, start=2):
-            if length != maps.shape[axis]:
-                found = (found.movedim(axis, -1) @ weights(maps.shape[axis], length, found).T).movedim(-1, axis)
+        for axis in sorted(range(2, maps.ndim), key=lambda axis: size[axis - 2] / maps.shape[axis]):
+            before, given, after = found.shape[:axis], found.shape[axis], found.shape[axis + 1 :]
+            made = size[axis - 2]
+            if made != given:
+                product = weights(given, made, found)
+                rows = found.reshape(-1, given, after.numel())
+                rows = product @ rows if after else rows.squeeze(2) @ product.T
+                found = rows.view(*before, made, *after)
         return found.to(maps.dtype).contiguous()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labeleff.functional.resizing import by_products, resized
+from labeleff.functional.resizing import SHORT, by_products, resized
 
 SIZES = [((8, 6), (12, 9)), ((16, 9), (11, 9)), ((1, 5), (4, 1)), ((4, 6, 5), (7, 3, 10)), ((5, 1, 8), (5, 3, 4))]
 
@@ -21,7 +21,14 @@ def test_equal_to_interpolation(given, made, align_corners):
     weight = torch.randn_like(expected)
     one, other = (torch.autograd.grad((result * weight).sum(), maps)[0] for result in (expected, found))
     torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-10)
-    assert torch.equal(resized(maps, made, align_corners=align_corners), expected)
+    torch.testing.assert_close(resized(maps, made, align_corners=align_corners), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_long_axes_are_left_to_torch():
+    maps = torch.randn(1, 1, 4, 4, 4)
+    size = (2, 2, SHORT + 1)
+    expected = F.interpolate(maps, size, mode="trilinear", align_corners=True)
+    assert torch.equal(resized(maps, size, align_corners=True), expected)
 
 
 def test_in_low_precision_the_type_stays_and_digits_are_kept():
