@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,7 @@ def measure(
         began = time.perf_counter()
         found = model.corrupt(labels[case.id], **how)
         seconds += time.perf_counter() - began
-        equal &= (
-            bool((model.corrupt(labels[case.id], **how).label == found.label).all()) if target == TARGETS[1] else True
-        )
+        equal &= bool((model.corrupt(labels[case.id], **how).label == found.label).all())
         for c, value in found.dice.items():
             reached.setdefault(c, []).append(value)
     return {
@@ -55,7 +55,9 @@ def main() -> None:
     """Measure models on both sets and write the result; models that are not measured keep their rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=registry.names("noise"))
-    chosen = parser.parse_args().models
+    parser.add_argument("--workers", type=int, default=1)
+    given = parser.parse_args()
+    chosen = given.models
     before = (
         json.loads((RESULTS / "label_noise.json").read_text())["sets"]
         if len(chosen) < len(registry.names("noise"))
@@ -68,7 +70,9 @@ def main() -> None:
         dataset = registry.build("dataset", "compact", path=folder)
         manifest = dataset.manifest()
         labels = {case.id: dataset.read_label(case) for case in manifest.of_role("train")}
-        rows = [measure(name, manifest, labels, t, options) for name in chosen for t in TARGETS]
+        jobs = [(name, manifest, labels, target, options) for name in chosen for target in TARGETS]
+        with ProcessPoolExecutor(given.workers, get_context("spawn")) as pool:
+            rows = list(pool.map(measure, *zip(*jobs, strict=True)))
         rows += [row for row in before.get(folder, {"rows": []})["rows"] if row["model"] not in chosen]
         rows.sort(key=lambda row: (row["model"], -row["target"]))
         for row in rows:

@@ -140,6 +140,8 @@ class NoiseModel(ABC):
     """Whether a structure may disappear; otherwise one voxel of it is kept."""
     coupled: ClassVar[bool] = False
     """Whether a change of one class changes the Dice of others, so that targets are met by going round."""
+    invents: ClassVar[bool] = False
+    """Whether a case gets classes that it does not have; without a target, since nothing is the Dice of such a class."""
     finest: ClassVar[float] = 0.0
     """Strengths closer than this to one another do the same."""
     first_try: ClassVar[float] = 1.0
@@ -196,8 +198,9 @@ class NoiseModel(ABC):
         for attempt in range(ATTEMPTS if self.coupled and self.target_dice is not None else 1):
             organs: dict[int, Organ] = {}
             for c in dict.fromkeys((*self.order, *range(1, len(names)))):
-                if (mask := label == c).any():
-                    over = bool(direction < self.of(names[c]).over)
+                model = self.of(names[c])
+                if (mask := label == c).any() or (model.invents and model.target_dice is None):
+                    over = bool(direction < model.over)
                     own = (*key, attempt) if attempt else key
                     organs[c] = Organ(mask, label, c, tuple(names), lengths, slice_axis, over, own)
             found = _Composer(label, self.protect, lengths)
@@ -346,6 +349,6 @@ def _keep_one_voxel(noisy: NDArray[np.uint8], organs: Mapping[int, Organ]) -> No
     from scipy import ndimage
 
     for c, organ in organs.items():
-        if not (noisy == c).any():
+        if organ.mask.any() and not (noisy == c).any():
             depth = ndimage.distance_transform_edt(organ.mask, sampling=organ.lengths)
             noisy[np.unravel_index(int(np.argmax(depth)), depth.shape)] = c

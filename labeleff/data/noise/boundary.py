@@ -316,7 +316,8 @@ class Contour(NoiseModel):
     """Contours drawn with an unsteady hand, slice by slice: the boundary is moved along its normal by a random spline.
 
     Around the centre of a slice's mask the displacement is a periodic cubic spline through normal draws at a number of
-    angles; from slice to slice the draws follow an autoregression, since annotators copy the slice before.
+    angles; from slice to slice the draws follow an autoregression, since annotators copy the slice before. Where a target cannot
+    be met, since a structure has no room to grow, the draws are mirrored.
 
     Args:
         sigma: Standard deviation of the displacement, mm.
@@ -343,6 +344,7 @@ class Contour(NoiseModel):
     def effect(self, organ: Organ) -> Effect:
         """Return the mask whose contours are moved by so many mm times the drawn splines."""
         signed, moved = np.full(organ.mask.shape, np.inf), np.zeros(organ.mask.shape)
+        side = 1 if organ.over else -1
         rng, lengths = organ.rng("knots"), [organ.lengths[a] for a in organ.plane]
         half, knots = min(lengths) / 2, rng.standard_normal(self.points)
         planes = zip(organ.slices(organ.mask), organ.slices(signed), organ.slices(moved), strict=True)
@@ -354,7 +356,7 @@ class Contour(NoiseModel):
                 distance[...] = np.where(
                     mask, half - ndimage.distance_transform_edt(mask, sampling=lengths), out - half
                 )
-                displacement[...] = _around(mask, lengths, knots) + (self.bias if organ.over else -self.bias)
+                displacement[...] = side * (_around(mask, lengths, knots) + self.bias)
         return lambda s: Change(signed < s * moved)
 
 

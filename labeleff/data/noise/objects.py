@@ -136,6 +136,8 @@ class Swap(_Parts):
 class Spurious(NoiseModel):
     """Objects that are not there: ellipsoids in the background, away from anything true.
 
+    Without a target cases also get objects of classes that they do not have; such a class has no Dice to search for.
+
     Args:
         rate: Mean number of objects per case and class (Poisson).
         radius: Semi-axes are drawn evenly between these, mm.
@@ -146,6 +148,7 @@ class Spurious(NoiseModel):
     radius: tuple[float, float] = (3.0, 8.0)
     gap: float = 2.0
     directed: ClassVar[bool] = False
+    invents: ClassVar[bool] = True
 
     def strength(self, organ: Organ) -> float:
         """Return the number of objects."""
@@ -155,6 +158,8 @@ class Spurious(NoiseModel):
         """Return the structure and the first so many objects; of a fraction, one that is not yet full-grown."""
         free = organ.label == 0
         away = np.asarray(ndimage.distance_transform_edt(free, sampling=organ.voxel))
+        if free.all():  # from nothing there is no distance
+            away.fill(np.inf)
         places = np.argwhere(away > self.gap)
         rng, grid = organ.rng("objects"), np.indices(organ.mask.shape, dtype=np.float64)
         when = np.full(organ.mask.shape, np.inf)
@@ -186,7 +191,8 @@ class Personas(NoiseModel):
     After the annotators of Zhang et al., "Disentangling Human Error from the Ground Truth in Segmentation of Medical
     Images", NeurIPS 2020: good, over- and under-segmenting, wrong (objects renamed, or missed where there is one class),
     blank. ``unsteady`` jitters contours. With a target, over, under, wrong and unsteady are solved for it; good lies
-    a quarter as far from 1, blank is empty, so either moves the mean.
+    a quarter as far from 1, blank is empty, so either moves the mean. ``over`` and ``per_class`` are refused: who errs how is said
+    by ``people``.
 
     Args:
         people: The annotators; cases are dealt out to them at random.
@@ -200,6 +206,8 @@ class Personas(NoiseModel):
         super().__post_init__()
         if not self.people:
             raise ValueError("people names at least one annotator")
+        if self.over != NoiseModel.over:
+            raise ValueError("over: every annotator errs in a direction of its own; name those who do as people")
         if self.per_class:
             raise ValueError("per_class: annotators err in different ways and have no options in common; leave it out")
 
@@ -225,6 +233,8 @@ class Personas(NoiseModel):
         slice_axis: int = 0,
     ) -> Corrupted:
         """Return the label map that the case's annotator draws; see :meth:`NoiseModel.corrupt`."""
+        if not self.touches(case):
+            return Corrupted(label.copy(), {}, {})
         number = self.annotator(case)
         if self.people[number] == "blank":
             return Corrupted(np.where(label == IGNORE, IGNORE, 0).astype(np.uint8), {}, {})
@@ -234,8 +244,7 @@ class Personas(NoiseModel):
     def _model(self, number: int, classes: int) -> NoiseModel:
         person = self.people[number]
         shared: dict[str, Any] = {
-            key: getattr(self, key)
-            for key in ("target_dice", "spread", "share", "protect", "order", "in_plane", "seed")
+            key: getattr(self, key) for key in ("target_dice", "spread", "protect", "order", "in_plane", "seed")
         }
         level = float(generator("persona", self.seed, number).uniform(*self.level))
         if person in ("over", "under"):

@@ -142,8 +142,15 @@ def test_contours_jitter_about_where_they_were_and_slices_are_alike():
     label = np.repeat(ellipse((1, 80, 80), (1, 25, 25), (0, 40, 40)), 12, axis=0).astype(np.uint8)
     noisy = corrupt(label, "contour", names=NAMES[:2], sigma=3.0, correlation=0.95).label
     apart = corrupt(label, "contour", names=NAMES[:2], sigma=3.0, correlation=0.0).label
-    assert noisy.sum() == pytest.approx(label.sum(), rel=0.1)
+    assert int(noisy.sum()) == pytest.approx(int(label.sum()), rel=0.1)
     assert (noisy[1:] != noisy[:-1]).sum() < 0.6 * (apart[1:] != apart[:-1]).sum()
+
+
+def test_contours_without_room_to_grow_are_drawn_inside():
+    label = np.full((6, 60, 60), 2, np.uint8)
+    label[:, ellipse((60, 60), (15, 15))] = 1
+    found = [corrupt(label, "contour", names=NAMES[:3], case=str(n), target_dice=0.7, order=(1,)) for n in range(8)]
+    assert all(noisy.dice[1] == pytest.approx(0.7, abs=0.02) for noisy in found)
 
 
 def test_missing_objects_are_whole_and_mostly_small():
@@ -194,6 +201,28 @@ def test_annotators_err_each_in_their_own_way():
     assert max(seen["blank"]) == 0
     assert all(abs(v - 1) < 0.1 for v in seen["good"])
     assert np.ptp(seen["over"]) < 0.1  # systematic within an annotator
+
+
+def test_cases_that_no_annotator_touches_are_those_that_may_be_kept():
+    people = ("over", "wrong", "unsteady", "blank")
+    model = registry.build("noise", "personas", people=people, share=0.5, level=(3.0, 4.0))
+    label, touched = volume(), {n: model.touches(str(n)) for n in range(24)}
+    assert 4 < sum(touched.values()) < 20
+    for n, expected in touched.items():
+        assert (model.corrupt(label, case=str(n), names=NAMES).label != label).any() == expected
+    with pytest.raises(RecipeError, match="over: every annotator"):
+        registry.build("noise", "personas", over=1.0)
+
+
+def test_spurious_objects_are_of_absent_classes_too():
+    label = np.zeros((40, 60), np.uint8)
+    label[5:10, 5:10] = 1
+    for clean in (label, np.zeros_like(label)):
+        found = [corrupt(clean, "spurious", names=NAMES[:3], case=str(n), rate=2.0) for n in range(12)]
+        assert np.mean([(noisy.label == 2).any() for noisy in found]) == pytest.approx(1 - np.exp(-2), abs=0.15)
+        assert all(noisy.dice[2] == float(not (noisy.label == 2).any()) for noisy in found)
+    assert not (corrupt(label, "spurious", names=NAMES[:3], target_dice=0.8).label == 2).any()
+    assert not corrupt(label, "spurious", names=NAMES[:3], rate=0.0).label[20:].any()
 
 
 # -- what all models promise --------------------------------------------------------------------------------------------
