@@ -127,6 +127,7 @@ class Progress(NamedTuple):
     seed: int = 0
     micro: int = 0  # micro-batch inside a step (gradient accumulation)
     round: int = 0  # revisions of labels that came before in this stage
+    micro_batches: int = 1  # in a step
 
     @property
     def fraction(self) -> float:

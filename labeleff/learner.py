@@ -85,7 +85,8 @@ class Learner(lightning.LightningModule):
     def progress(self, micro_batch: int) -> Progress:
         """Return where the stage stands at a micro-batch, counted from the start of this fit."""
         step = self.first_step + micro_batch // self.accumulate
-        return Progress(step, self.stage.steps, self.index, self.seed, micro_batch % self.accumulate)
+        micro = micro_batch % self.accumulate
+        return Progress(step, self.stage.steps, self.index, self.seed, micro, micro_batches=self.accumulate)
 
     def compute(self, batch: dict[str, Batch], progress: Progress) -> StepOutput:
         """Return the strategy's output for a batch, with everything drawn a function of the progress."""

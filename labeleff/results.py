@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from labeleff import __version__, registry
 from labeleff.asking import summary as rounds_summary
 from labeleff.backbones.weights import state_of
+from labeleff.data.annotations import AnnotationStore
 from labeleff.data.manifest import Case
 from labeleff.data.provenance import HEADER
 from labeleff.data.raters import reference
@@ -29,6 +30,7 @@ from labeleff.evaluation.evaluate import evaluate
 from labeleff.evaluation.probe import course_of
 from labeleff.evaluation.tables import ROUND, rich_comparison, rich_table, summarise, write_cases_csv
 from labeleff.files import append_line, file_digest, write_atomically, write_json
+from labeleff.labels import HIDDEN
 from labeleff.predictor import FILE, processing_of
 from labeleff.prepared import Prepared
 from labeleff.recipe import Recipe
@@ -163,6 +165,7 @@ class Results:
         rows += self._measure(networks, chosen, keep=next(iter(networks)))
         self._pictures([row for row in rows if row["predictor"] == next(iter(networks))])
         self._disputes()
+        self._wrong_labels()
         current = _tensors("backbone", backbone) | _tensors("strategy", strategy)
         best = best_of(history, last)
         if best is not None and chosen == "last":
@@ -347,6 +350,25 @@ class Results:
                 title=f"{row['case']}: {row['raters']} raters, disputed {row['disputed']:.2f}",
                 classes=self.data.task.classes,
                 slice_axis=self.data.manifest.slice_axis,
+            )
+
+    def _wrong_labels(self) -> None:
+        """Draw what label noise did to the labelled cases it changed least, most and in between."""
+        path = self.directory.folder / "noise.json"
+        if not self.recipe.evaluation.pictures or not path.exists():
+            return
+        clean = AnnotationStore.open(self.directory.folder / HIDDEN)
+        rows = [row for row in json.loads(path.read_text())["rows"] if row["dice"] is not None]
+        for place, case in select_cases(rows).items():
+            draw_case(
+                self.directory.folder / "pictures" / "noise" / f"{place}.png",
+                self.data.store.read(case)[0],
+                clean.read(case, revision=0),
+                {"given": self.data.annotations.read_given(case)},
+                title=f"{case}: {place} of the labelled cases",
+                classes=self.data.task.classes,
+                slice_axis=self.data.manifest.slice_axis,
+                beside="clean",
             )
 
     def _extensions(self) -> list[dict[str, Any]]:

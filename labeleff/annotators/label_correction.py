@@ -5,6 +5,7 @@ Liu et al., CVPR 2022, arXiv:2110.03740. The training step that goes with it is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -35,8 +36,9 @@ class LabelCorrection(Annotator):
 
     Parity with the authors' code, SegTHOR: ``threshold=0.7, agreement=0, against=current, start=reference, points=2, least=0,
     patches=1, repeat=segthor`` with ``revise_every`` the steps of one window; VOC: ``rule=voc, threshold=0.8, agreement=0,
-    start=none, points=2, least=0, patches=1, scales=[0.75, 1, 1.5], combine=logits``, from their tenth epoch on with
-    ``flips=[1]`` and a conditional random field, which is left out. Differs from the authors' SegTHOR: predictions are those
+    start=none, points=2, least=0, patches=1, windows=200, epoch=10.58, latest=16, source=given, scales=[0.75, 1, 1.5],
+    combine=logits`` with ``revise_every`` the steps of an epoch (1058 of 20000), from their tenth epoch on with ``flips=[1]`` and
+    a conditional random field, which is left out. Differs from the authors' SegTHOR: predictions are those
     of the whole case in eval mode by the run's sliding window, not those of training.
 
     Args:
@@ -54,6 +56,10 @@ class LabelCorrection(Annotator):
         windows: Number of windows in the stage.
         patches: Fewest labelled patches, or slices, that a window holds, over all processes. A few patches of a volume make
             a curve of chance: it seems flat after a dozen steps, when the network as yet knows less than the labels.
+        epoch: Windows of an epoch. It is the unit of time of the fitted curve: the slope after the first epoch is the first slope,
+            and a curve is judged at the end of each.
+        latest: Number of epochs after which every class is due, whatever its curve; 0: none. The authors' criterion for VOC knows 16
+            epochs of the 19 that they train.
         against: Labels that the curve compares with: as ``given``, or the ``current`` ones.
         start: What is left out at the start of a curve: nothing (``none``), or see ``flat_start``; by ``reference`` a
             class that never rises by 0.1 from one window to the next is never corrected.
@@ -96,6 +102,8 @@ class LabelCorrection(Annotator):
         r: float = 0.9,
         windows: int = 100,
         patches: int = 64,
+        epoch: float = 1.0,
+        latest: int = 0,
         against: Literal["given", "current"] = "given",
         start: Literal["relative", "reference", "none"] = "relative",
         points: int = 4,
@@ -115,6 +123,8 @@ class LabelCorrection(Annotator):
             raise ValueError("least is an IoU in [0, 1]")
         if windows < 2 or points < 2 or patches < 1:
             raise ValueError("windows and points must be at least 2: a curve has two points; patches at least 1")
+        if epoch < 1 or latest < 0:
+            raise ValueError("epoch is at least 1 window, latest 0 or an epoch")
         if not scales or min(scales) <= 0 or len(set(scales)) != len(scales):
             raise ValueError(f"scales are {list(scales)}; they must be positive and differ")
         if len(set(flips)) != len(flips) or min((*flips, *kept), default=0) < 0:
@@ -131,7 +141,7 @@ class LabelCorrection(Annotator):
             "logic255": logic255,
         }
         self.slice_axis, self.r, self.against, self.least = slice_axis, r, against, least
-        self.windows, self.patches = windows, patches
+        self.windows, self.patches, self.epoch, self.latest = windows, patches, epoch, latest
         self.start, self.points, self.repeat, self.every, self.source = start, points, repeat, every, source
         for name in ("counts", "total", "checked", "need", "done", "since"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))
@@ -175,7 +185,7 @@ class LabelCorrection(Annotator):
 
     def _begin(self, scores: Tensor, progress: Progress) -> None:
         classes, device = scores.shape[1], scores.device
-        seen = progress.total * len(scores) * process_count()
+        seen = progress.total * progress.micro_batches * len(scores) * process_count()
         windows = max(2, min(self.windows, progress.total, seen // self.patches))
         self.counts = torch.zeros(windows, 3, classes, dtype=torch.int64, device=device)
         self.total = torch.tensor(progress.total, device=device)
@@ -217,11 +227,16 @@ class LabelCorrection(Annotator):
         rule: Start = "reference" if self.start == "none" else self.start
         skipped = self._skipped(curve)
         known = curve[skipped:][np.isfinite(curve[skipped:])]
-        if len(known) < self.points or known.max() < self.least:
+        epochs = due = self.latest or math.ceil(len(self.counts) / self.epoch)
+        if len(known) >= self.points and known.max() >= self.least:
+            skip = self.start != "none"
+            due = correction_epoch(curve, total=epochs, r=self.r, skip_flat_start=skip, start=rule, unit=1 / self.epoch)
+        if due == epochs and not self.latest:
             return len(self.counts)
-        return correction_epoch(
-            curve, total=len(self.counts), r=self.r, skip_flat_start=self.start != "none", start=rule
-        )
+        return min(math.ceil((due + 1) * self.epoch) - 1, len(self.counts))
+
+    def _ends_epoch(self, windows: int) -> bool:
+        return windows // self.epoch > (windows - 1) // self.epoch
 
     # -- the labels -----------------------------------------------------------------------------------------------------
 
@@ -241,7 +256,7 @@ class LabelCorrection(Annotator):
             if self.repeat == "present":
                 self.need.zero_()
             for c in range(1, len(curves)):
-                if not self.need[c] and count - 1 >= self._from(curves[c, :count]):
+                if not self.need[c] and self._ends_epoch(count) and count - 1 >= self._from(curves[c, :count]):
                     self.need[c] = True
                     self.since[c] = count if self.since[c] < 0 else self.since[c]
             if self.repeat == "segthor":

@@ -6,6 +6,7 @@ CVPR 2022, arXiv:2110.03740. This follows the authors' two code bases, for SegTH
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
@@ -35,15 +36,16 @@ SHIFT = 1e-6
 # -- the curve ----------------------------------------------------------------------------------------------------------
 
 
-def fit_early_learning(iou: ArrayLike) -> tuple[float, float, float]:
+def fit_early_learning(iou: ArrayLike, *, unit: float = 1.0) -> tuple[float, float, float]:
     """Fit ``f(t) = a (1 - exp(-t^b / c))`` to a training-IoU curve, late points weighing most.
 
     Bounded least squares (0 <= a, b <= 1, c >= 0) from (1, 1, 1); the standard deviations of the points fall
     geometrically from 1 to 0.1, so that the last squared residual weighs 100 times the first. As in the authors' code
-    the n points lie equally spaced from 0 to n inclusive, which puts the first one where f is 0.
+    the n points lie equally spaced from 0 to n units inclusive, which puts the first one where f is 0.
 
     Args:
         iou: [n] IoU per epoch, in [0, 1]. NaN: not measured, left out at its place.
+        unit: Epochs from one measurement to the next.
 
     Returns:
         (a, b, c); about (1, 1, 1) where there is nothing to fit.
@@ -54,7 +56,7 @@ def fit_early_learning(iou: ArrayLike) -> tuple[float, float, float]:
     known = np.isfinite(curve)
     if not known.any():
         return 1.0, 1.0, 1.0
-    time = np.linspace(0, len(curve), len(curve))[known]
+    time = np.linspace(0, len(curve) * unit, len(curve))[known]
     precision = 1 / np.geomspace(1, 0.1, len(curve))[known]
     target = curve[known]
 
@@ -99,7 +101,13 @@ def _filled(iou: ArrayLike) -> NDArray[np.float64]:
 
 
 def correction_epoch(
-    iou: ArrayLike, *, total: int, r: float = 0.9, skip_flat_start: bool = True, start: Start = "reference"
+    iou: ArrayLike,
+    *,
+    total: int,
+    r: float = 0.9,
+    skip_flat_start: bool = True,
+    start: Start = "reference",
+    unit: float = 1.0,
 ) -> int:
     """Return the 0-based index of the epoch from which a class is corrected, as its curve so far has it.
 
@@ -109,24 +117,25 @@ def correction_epoch(
     epoch.
 
     Args:
-        iou: [n] IoU per epoch so far; NaN where it was not measured.
+        iou: [n] IoU per measurement so far; NaN where none was made.
         total: Number of epochs N of the whole training.
         r: How much of its first slope the curve must have lost, in (0, 1).
         skip_flat_start: Leave out the flat start of the curve (see :func:`flat_start`) and count from its end. The
             authors do on SegTHOR, not on VOC.
         start: Rule for the end of the flat start.
+        unit: Epochs from one measurement to the next: 1 on SegTHOR; on VOC 100 steps of 1058.
 
     Returns:
         min(total, ·), the skipped start included; ``total`` if never, and where at most one point is left, or all are
         0 or NaN.
     """
     curve = np.asarray(iou, np.float64).ravel()
-    shift = flat_start(curve, rule=start) if skip_flat_start else 0
-    curve = curve[shift:]
+    left_out = flat_start(curve, rule=start) if skip_flat_start else 0
+    curve, shift = curve[left_out:], math.ceil(left_out * unit)
     known = curve[np.isfinite(curve)]
     if len(known) <= 1 or not known.any():
         return total
-    a, b, c = fit_early_learning(curve)
+    a, b, c = fit_early_learning(curve, unit=unit)
     with np.errstate(all="ignore"):
         time = np.arange(1, total) + SHIFT
         slope = a * b / c * time ** (b - 1) * np.exp(-(time**b) / c)

@@ -59,7 +59,8 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "dataset", "method", "labelled", "labels", "draw", "seed", "fold", "dice", "hd95", "seconds", "split", "run",
     ),
     "training_iou": (
-        "dataset", "method", "labelled", "labels", "draw", "seed", "fold", "run", "stage", "class", "due_since", "curve",
+        "dataset", "method", "labelled", "labels", "draw", "seed", "fold", "run", "stage", "class", "due_since", "skipped",
+        "curve",
     ),
     "diagnostics": (
         "dataset", "method", "labelled", "labels", "draw", "seed", "fold", "run", "stage", "step", "class",

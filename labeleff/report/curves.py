@@ -72,7 +72,7 @@ def draw_curves(
         axes.tick_params(labelsize=8)
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("IoU with the labels learnt from", fontsize=8)
+    panels[0].set_ylabel("IoU of predictions and labels", fontsize=8)
     handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(
         handles.values(), handles.keys(), fontsize=7, frameon=False, loc="outside lower center", ncols=len(handles)

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from labeleff.report.curves import fitted
 from labeleff.report.figures import INK, WIDTH, Row, Style
 from labeleff.report.labels import points
 
@@ -27,7 +29,7 @@ class Line(NamedTuple):
 
 
 def training_iou(rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure | None:
-    """Return the training-IoU curves of every run, marked where the class became due; None without rows.
+    """Return the training-IoU curves of every run with their fits, marked where the class became due; None without rows.
 
     Args:
         rows: Of the table of these curves, one data set.
@@ -39,8 +41,16 @@ def training_iou(rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure | No
         due = row["due_since"]
         mark = due - 1 if due is not None and 0 < due <= len(ys) else None
         lines.append(Line(row["method"], row["class"], range(1, len(ys) + 1), ys, mark=mark))
-    keys = [Line2D([], [], color=INK, ls="", marker="o", ms=4, label="corrected from here on")]
-    return _panels(lines, looks, ("window", "IoU with the labels learnt from"), keys)
+        rest = np.array(ys[row["skipped"] :])
+        if np.isfinite(rest).sum() > 1:
+            fit = fitted(rest, row["skipped"])
+            lines.append(Line(row["method"], row["class"], *map(list, fit), dash=":"))
+    keys = [
+        Line2D([], [], color=INK, ls="-", lw=1, label="training IoU"),
+        Line2D([], [], color=INK, ls=":", lw=1, label="fit"),
+        Line2D([], [], color=INK, ls="", marker="o", ms=4, label="due from here on"),
+    ]
+    return _panels(lines, looks, ("window", "IoU of predictions and labels"), keys)
 
 
 def memorisation(rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure | None:

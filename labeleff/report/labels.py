@@ -39,6 +39,7 @@ def training_iou_rows(record: Record, head: Mapping[str, Any]) -> Iterator[Row]:
                     "stage": stage,
                     "class": name,
                     "due_since": int(since) if since >= 0 else None,
+                    "skipped": int(described[f"skipped/{c}"]),
                     "curve": curve,
                 }
 

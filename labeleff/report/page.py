@@ -34,7 +34,7 @@ TITLES = {
     "cases": "Dice of every test patient, each method against the baseline",
     "cost": "Difference in mean Dice to the baseline against seconds and images per run",
     "ranks": "How often each method takes each rank",
-    "training_iou": "IoU of training predictions with the labels learnt from, per class and run",
+    "training_iou": "IoU of training predictions and labels, per class and run",
     "memorisation": "IoU with clean and with given labels where these differ, per class and run",
 }
 RANKS = ("best", "median", "worst")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -15,12 +16,6 @@ from labeleff.functional.robust import generalised_cross_entropy, noise_robust_d
 from labeleff.registry import register
 from labeleff.strategies.base import Strategy
 
-ROBUST: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "generalised_cross_entropy": generalised_cross_entropy,
-    "symmetric_cross_entropy": symmetric_cross_entropy,
-    "noise_robust_dice": noise_robust_dice,
-}
-
 
 @register("strategy", "supervised")
 class Supervised(Strategy):
@@ -30,8 +25,8 @@ class Supervised(Strategy):
     ``dice_ce`` takes several raters' shares of the classes for the label where ``data.raters`` is ``soft``.
 
     Args:
-        loss: ``dice_ce``, or ``generalised_cross_entropy`` (q = 0.7), ``symmetric_cross_entropy`` (α = 0.1, β = 1) or
-            ``noise_robust_dice`` (γ = 1.5), see ``functional.robust``.
+        loss: ``dice_ce``, or ``generalised_cross_entropy``, ``symmetric_cross_entropy`` or ``noise_robust_dice``, see
+            ``functional.robust``.
         dice: Of ``dice_ce``: ``squared`` pools over the batch, which suits slices where a class is often absent;
             ``linear`` is per sample, so that data-parallel processes equal one.
         mixup: α of mixup (arXiv:1710.09412): images are ``λ x_i + (1 - λ) x_j``, labels the same of the classes' shares, with
@@ -39,10 +34,22 @@ class Supervised(Strategy):
             that it is not for labels of few voxels. Annotators that watch training see nothing of mixtures.
         mixup_pairs: ``each``: every image with another one of the batch (of a process); ``drawn``: two at random, perhaps the
             same, as in GLCL's code.
+        q: Of ``generalised_cross_entropy``, in (0, 1]: near 0 like cross-entropy, 1 like MAE. PyMIC: 0.5.
+        alpha: Of ``symmetric_cross_entropy``: weight α of the cross-entropy.
+        beta: The same: weight β of the reverse cross-entropy.
+        gamma: Of ``noise_robust_dice``, in [1, 2]: exponent γ.
+        denominator: The same: ``squared`` as the paper, ``linear`` as PyMIC.
     """
 
     supports_regions: ClassVar[bool] = True
-    equivalent_options: ClassVar[Mapping[str, str]] = {"mixup_pairs": "without mixup there is nothing to pair"}
+    equivalent_options: ClassVar[Mapping[str, str]] = {
+        "mixup_pairs": "without mixup there is nothing to pair",
+        "q": "of generalised_cross_entropy only",
+        "alpha": "of symmetric_cross_entropy only",
+        "beta": "of symmetric_cross_entropy only",
+        "gamma": "of noise_robust_dice only",
+        "denominator": "of noise_robust_dice only",
+    }
 
     def __init__(
         self,
@@ -53,8 +60,20 @@ class Supervised(Strategy):
         dice: DiceForm = "squared",
         mixup: float = 0.0,
         mixup_pairs: Pairs = "each",
+        q: float = 0.7,
+        alpha: float = 0.1,
+        beta: float = 1.0,
+        gamma: float = 1.5,
+        denominator: Literal["squared", "linear"] = "squared",
     ) -> None:
         super().__init__()
+        if not 0 < q <= 1 or alpha < 0 or beta < 0 or not 1 <= gamma <= 2:
+            raise ValueError("q lies in (0, 1], alpha and beta are at least 0, gamma lies in [1, 2]")
+        self.robust: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "generalised_cross_entropy": partial(generalised_cross_entropy, q=q),
+            "symmetric_cross_entropy": partial(symmetric_cross_entropy, alpha=alpha, beta=beta),
+            "noise_robust_dice": partial(noise_robust_dice, gamma=gamma, denominator=denominator),
+        }
         if mixup < 0:
             raise ValueError(f"mixup is {mixup}; it is the α of a beta distribution, above 0, or 0 for none")
         if mixup and loss != "dice_ce":
@@ -87,7 +106,7 @@ class Supervised(Strategy):
         elif self.loss == "dice_ce":
             loss = segmentation_loss(logits, labelled.label, dice=self.dice)
         else:
-            loss = ROBUST[self.loss](logits, labelled.label)
+            loss = self.robust[self.loss](logits, labelled.label)
         return StepOutput({"supervised": loss}, {"labelled": logits.detach()})
 
     def _of_mixtures(self, backbone: nn.Module, labelled: Batch, progress: Progress) -> Tensor:

@@ -79,6 +79,21 @@ def test_a_class_is_due_from_the_window_its_curve_says(options):
     assert described["window/2"] == 100
 
 
+@pytest.mark.parametrize("latest", [0, 6])
+def test_a_curve_may_be_judged_by_epochs_of_several_windows(latest):
+    annotator = LabelCorrection(**AUTHORS | {"start": "none", "epoch": 5.0, "latest": latest})
+    root = 0.7 * (1 - np.exp(-np.sqrt(WINDOW / 5)))
+    for window in range(60):
+        observe(annotator, (root, SLOW), window)
+        revised(annotator, 2 * window + 2)
+    steps, total = np.round(1000 * root) / 1000, latest or 20
+    options = {"total": total, "skip_flat_start": False, "unit": 0.2}
+    first = next(n for n in range(1, 20) if n - 1 >= correction_epoch(steps[: 5 * n], **options))
+    assert first == (7 if latest else 8)
+    assert annotator.since.tolist() == [-1, 5 * first, 35 if latest else -1]
+    assert annotator.describe(Progress(120, 200))["window/2"] == (34 if latest else 100)
+
+
 def test_windows_between_two_revisions_are_judged_one_by_one():
     annotator = LabelCorrection(**AUTHORS)
     for window in range(20):
@@ -108,6 +123,12 @@ def test_a_window_holds_as_many_patches_as_it_takes(steps, images, windows):
     annotator, label = LabelCorrection(), np.ones((images, 2, 4), np.int64)
     annotator.observe(batch_of(label), logits_of(label), Progress(0, steps))
     assert len(annotator.counts) == windows
+
+
+def test_micro_batches_are_patches_of_a_step_too():
+    annotator, label = LabelCorrection(), np.ones((4, 2, 4), np.int64)
+    annotator.observe(batch_of(label), logits_of(label), Progress(0, 200, micro_batches=4))
+    assert len(annotator.counts) == 50  # as of 16 at once
 
 
 def test_counts_leave_out_what_nobody_labelled_and_can_be_against_either_label():

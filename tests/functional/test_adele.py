@@ -22,13 +22,13 @@ from labeleff.functional.adele import (
 # -- the curve, as curve_fit and a loop over epochs have it --------------------------------------------------------------
 
 
-def naive_fit(iou):
+def naive_fit(iou, unit=1.0):
     count = len(iou)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found, _ = curve_fit(
             lambda t, a, b, c: a * (1 - np.exp(-1 / c * t**b)),
-            np.linspace(0, count, count),
+            np.linspace(0, count * unit, count),
             np.asarray(iou, float),
             p0=(1, 1, 1),
             sigma=np.geomspace(1, 0.1, count),
@@ -107,6 +107,19 @@ def test_the_fit_is_that_of_curve_fit(name, count):
 def test_a_curve_of_the_family_is_found_again():
     t = np.linspace(0, 40, 40)
     assert fit_early_learning(0.7 * (1 - np.exp(-(t**0.8) / 3))) == pytest.approx((0.7, 0.8, 3), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["saturating", "memorising", "noisy", "slow", "root"])
+@pytest.mark.parametrize("count", [25, 70, 100])
+def test_epochs_of_several_measurements_as_of_voc(name, count):
+    unit, total = 100 / 1058.1, 16
+    t = np.arange(1, 101) * unit
+    curves = CURVES | {"root": 0.7 * (1 - np.exp(-np.sqrt(t)))}
+    a, b, c = naive_fit(curves[name][:count], unit)
+    slope = [a * b / c * (e + 1e-6) ** (b - 1) * np.exp(-((e + 1e-6) ** b) / c) for e in range(1, total)]
+    lost = [abs(s - slope[0]) / slope[0] for s in slope]
+    found = correction_epoch(curves[name][:count], total=total, skip_flat_start=False, unit=unit)
+    assert found == min(total, 1 + sum(share <= 0.9 for share in lost))
 
 
 def test_late_points_weigh_a_hundred_times_the_first():

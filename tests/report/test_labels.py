@@ -17,7 +17,8 @@ from ..sweep.fake import fake_sweep
 
 
 def described(curve, since):
-    return {"windows": 4.0, "iou/1": curve, "due_since/1": since, "iou/2": [None] * len(curve), "due_since/2": -1.0}
+    one = {"iou/1": curve, "due_since/1": since, "skipped/1": 0.0}
+    return {"windows": 4.0, **one, "iou/2": [None] * len(curve), "due_since/2": -1.0, "skipped/2": 0.0}
 
 
 def diagnosed(early, memorised):
@@ -106,9 +107,11 @@ def test_a_panel_has_a_line_per_run(tables):
     looks = styles(["supervised", "adele"], "supervised")
     with drawing("x"):
         large, small = (axes for axes in training_iou(tables["training_iou"], looks).axes if axes.get_visible())
-        assert [list(line.get_ydata()) for line in large.lines] == [[0.25, 0.5], [0.5]] * 2
-        assert [list(line.get_xdata()) for line in large.lines] == [[1, 2], [2]] * 2
-        assert len(small.lines) == 2
+        curves, fits = ([line for line in large.lines if (line.get_linestyle() == ":") == fit] for fit in (False, True))
+        assert [list(line.get_ydata()) for line in curves] == [[0.25, 0.5], [0.5]] * 2
+        assert [list(line.get_xdata()) for line in curves] == [[1, 2], [2]] * 2
+        assert [(line.get_xdata()[[0, -1]].tolist(), line.get_ydata()[0]) for line in fits] == [([1.0, 2.0], 0.0)] * 2
+        assert len(small.lines) == 2, "nothing to fit"
         large, _ = (axes for axes in memorisation(tables["diagnostics"], looks).axes if axes.get_visible())
         assert [list(line.get_ydata()) for line in large.lines] == [[0.4, 0.3], [0.1, 0.6]] * 2
         assert [line.get_linestyle() for line in large.lines] == ["-", ":"] * 2

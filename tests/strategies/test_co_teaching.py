@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from labeleff.batch import IGNORE, Progress, Task
+from labeleff.functional import robust
 from labeleff.functional.robust import keep_smallest, keep_smallest_per_class, voxel_cross_entropy
 from labeleff.strategies.co_teaching import CoTeaching
-from labeleff.strategies.supervised import ROBUST, Supervised
+from labeleff.strategies.supervised import Supervised
 from labeleff.testing import ShortRun, Subject
 
 TASK = Task(("background", "one", "two"), 2)
@@ -81,11 +82,28 @@ def test_impossible_options_are_refused():
             CoTeaching(**options)
 
 
-@pytest.mark.parametrize("name", ROBUST)
-def test_supervised_takes_robust_losses(name):
-    run = ShortRun(Subject(Supervised, {"loss": name}, TASK))
+@pytest.mark.parametrize(
+    ("name", "options", "arguments"),
+    [
+        ("generalised_cross_entropy", {}, {"q": 0.7}),
+        ("generalised_cross_entropy", {"q": 0.5}, {"q": 0.5}),
+        ("symmetric_cross_entropy", {}, {"alpha": 0.1, "beta": 1.0}),
+        ("symmetric_cross_entropy", {"alpha": 6.0, "beta": 0.5}, {"alpha": 6.0, "beta": 0.5}),
+        ("noise_robust_dice", {}, {"gamma": 1.5, "denominator": "squared"}),
+        ("noise_robust_dice", {"gamma": 1.0, "denominator": "linear"}, {"gamma": 1.0, "denominator": "linear"}),
+    ],
+)
+def test_supervised_takes_robust_losses(name, options, arguments):
+    run = ShortRun(Subject(Supervised, {"loss": name, **options}, TASK))
     batch = run.subject.batches(run.strategy, 0)
     run.backbone.eval()
     found = run.strategy.step(run.backbone, batch, Progress(0, 10)).losses["supervised"]
     share = batch["labelled"]
-    assert float(found.detach()) == pytest.approx(float(ROBUST[name](run.backbone(share.image), share.label).detach()))
+    expected = getattr(robust, name)(run.backbone(share.image), share.label, **arguments)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()))
+
+
+def test_impossible_parameters_of_losses_are_refused():
+    for options in ({"q": 0.0}, {"q": 1.1}, {"alpha": -1.0}, {"gamma": 2.5}):
+        with pytest.raises(ValueError, match="q lies in"):
+            Supervised(**options)
