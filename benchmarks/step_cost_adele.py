@@ -5,6 +5,7 @@ CPU time, one thread, MONAI's U-Net with 16 base channels, phantom batches:
 * the median step (resizing, losses, joint backward, optimiser) over the median of its bare passes: forwards of images that
   are resized already, and one backward through all of them; alternating in one process;
 * the share of a step that watching the training-IoU curves takes;
+* seconds per case of a revision at which every class is due (prediction, correction, writing), and of its network passes;
 * milliseconds to judge the curve of one class of 100 windows, the slowest of several kinds of curve.
 """
 
@@ -21,17 +22,21 @@ import numpy as np
 import torch
 from common import CPU, WARM_UP, augmented, built, in_turn, provenance, whole, write
 from step_cost import CHANNELS, SHAPES, seconds
+from torch import nn
 
 from labeleff.annotators.label_correction import LabelCorrection
 from labeleff.batch import Batch, Progress
+from labeleff.data.rounds import Rounds
 from labeleff.functional.adele import correction_epoch
 from labeleff.functional.resizing import resized
 from labeleff.prepare import prepare
 from labeleff.prepared import Prepared
 from labeleff.process import set_up_process
 from labeleff.recipe_io import load_recipe
+from labeleff.reviewing import Reviewing
+from labeleff.strategies.base import Strategy
 
-ROUNDS = 30
+ROUNDS, REVISIONS = 30, 10
 
 
 def prepared(folder: Path, *, ndim: int, size: list[int], batch: int, channels: Sequence[int] = CHANNELS) -> Prepared:
@@ -76,13 +81,36 @@ def measure(data: Prepared, rounds: int = ROUNDS, device: torch.device = CPU) ->
         in_turn([("step", partial(step, batch)), ("bare", partial(bare, images))], times, number, device)
         watch = partial(annotator.observe, batch, seen["output"].logits, Progress(number, 1000))
         in_turn([("watch", watch)], times, number, device)
-    taken, passes, watching = (statistics.median(times[name]) for name in ("step", "bare", "watch"))
+        if number >= WARM_UP + rounds - REVISIONS:
+            revising = [("revision", partial(revise, data, strategy, backbone, annotator))]
+            in_turn([*revising, ("seen", partial(predict, data, backbone, device))], times, number, device)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    taken, passes, watching = (medians[name] for name in ("step", "bare", "watch"))
+    cases = len(data.split.labelled)
     return {
         "step_seconds": taken,
         "bare_seconds": passes,
         "ratio": taken / passes,
         "watching_share": watching / taken,
+        "revision_seconds_per_case": medians["revision"] / cases,
+        "revision_pass_seconds_per_case": medians["seen"] / cases,
     }
+
+
+def revise(data: Prepared, strategy: Strategy, backbone: nn.Module, annotator: LabelCorrection) -> None:
+    """Revise the labels with every class due."""
+    annotator.need[1:] = True
+    reviewing = Reviewing(data, annotator, 0, 1000, 0, Rounds(Path("none")))
+    edits = annotator.revise(reviewing.by(backbone, strategy), Progress(1000, 1000))
+    data.annotations.apply(edits, step=len(data.annotations.history()), stage=0, author="label_correction")
+
+
+@torch.no_grad()
+def predict(data: Prepared, backbone: nn.Module, device: torch.device) -> None:
+    """See every labelled case, which is one window, once."""
+    backbone.eval()
+    for case in data.split.labelled:
+        backbone(torch.from_numpy(data.store.read(case)).unsqueeze(0).to(device))
 
 
 def fit_milliseconds() -> dict[str, float]:

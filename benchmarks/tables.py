@@ -229,7 +229,16 @@ def step_cost_adele(result: dict[str, Any]) -> list[str]:
     for name, found in result["ratios"].items():
         lines.append(f"{beside_passes(name, found)} | {100 * found['watching_share']:.1f} % |")
     slowest = max(result["fit_milliseconds"].values())
-    return [*lines, "", f"Judging the curve of a class takes at most {slowest:.0f} ms.", ""]
+    revised = ", ".join(
+        f"{name} {found['revision_seconds_per_case']:.3f} s ({found['revision_pass_seconds_per_case']:.3f} s its pass)"
+        for name, found in result["ratios"].items()
+    )
+    return [
+        *lines,
+        "",
+        f"Judging the curve of a class takes at most {slowest:.0f} ms. A revision takes per case of one window: {revised}.",
+        "",
+    ]
 
 
 def step_cost_umct(result: dict[str, Any]) -> list[str]:

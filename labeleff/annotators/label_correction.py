@@ -58,8 +58,8 @@ class LabelCorrection(Annotator):
             a curve of chance: it seems flat after a dozen steps, when the network as yet knows less than the labels.
         epoch: Windows of an epoch. It is the unit of time of the fitted curve: the slope after the first epoch is the first slope,
             and a curve is judged at the end of each.
-        latest: Number of epochs after which every class is due, whatever its curve; 0: none. The authors' criterion for VOC knows 16
-            epochs of the 19 that they train.
+        latest: Epochs N after the first by whose end every class is due, whatever its curve; 0: none. For VOC the authors'
+            criterion knows 16, and they train 19.
         against: Labels that the curve compares with: as ``given``, or the ``current`` ones.
         start: What is left out at the start of a curve: nothing (``none``), or see ``flat_start``; by ``reference`` a
             class that never rises by 0.1 from one window to the next is never corrected.

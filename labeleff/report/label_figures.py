@@ -43,8 +43,8 @@ def training_iou(rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure | No
         lines.append(Line(row["method"], row["class"], range(1, len(ys) + 1), ys, mark=mark))
         rest = np.array(ys[row["skipped"] :])
         if np.isfinite(rest).sum() > 1:
-            fit = fitted(rest, row["skipped"])
-            lines.append(Line(row["method"], row["class"], *map(list, fit), dash=":"))
+            windows, values = fitted(rest, row["skipped"])
+            lines.append(Line(row["method"], row["class"], windows.tolist(), values.tolist(), dash=":"))
     keys = [
         Line2D([], [], color=INK, ls="-", lw=1, label="training IoU"),
         Line2D([], [], color=INK, ls=":", lw=1, label="fit"),

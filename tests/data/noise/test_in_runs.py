@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from labeleff import registry
 from labeleff.data.annotations import AnnotationStore
 from labeleff.errors import RecipeError, SplitError
 from labeleff.prepare import prepare
 from labeleff.recipe_io import load_recipe, to_mapping
+from labeleff.runner import run
 from tests.conftest import tiny
 
 NOISE = {"name": "distance", "target_dice": 0.7, "seed": 5}
@@ -79,6 +81,14 @@ def test_mistakes_are_named(changes, said):
 def test_a_recipe_with_noise_survives_writing(tmp_path):
     recipe = noisy(noise=NOISE | {"per_class": {"small": {"target_dice": 0.5}}})
     assert load_recipe(to_mapping(recipe)) == recipe
+
+
+def test_what_noise_did_is_drawn(tmp_path, cache):
+    recipe = to_mapping(noisy(labelled=3, slices=None)) | {"evaluation": {"pictures": True}}
+    run(load_recipe(recipe), tmp_path / "run", cache=cache)
+    drawn = sorted(path.name for path in (tmp_path / "run" / "pictures" / "noise").iterdir())
+    assert drawn == ["best.png", "median.png", "worst.png"]
+    assert Image.open(tmp_path / "run" / "pictures" / "noise" / "worst.png").size[0] > 300
 
 
 def test_only_labelled_slices_are_known_after_noise(tmp_path, cache):
