@@ -27,7 +27,7 @@ from labeleff.files import write_json
 from labeleff.recipe import Component, Data
 
 HIDDEN = "hidden"
-"""Folder of a run that keeps the clean labels where label noise was asked for: for diagnostics, never for training."""
+"""Folder of a run that keeps the clean labels where label noise was asked for: for diagnostics and pictures, never for training."""
 
 
 @overload

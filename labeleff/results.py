@@ -354,10 +354,10 @@ class Results:
 
     def _wrong_labels(self) -> None:
         """Draw what label noise did to the labelled cases it changed least, most and in between."""
-        path = self.directory.folder / "noise.json"
-        if not self.recipe.evaluation.pictures or not path.exists():
+        path, hidden = self.directory.folder / "noise.json", self.directory.folder / HIDDEN
+        if not self.recipe.evaluation.pictures or not path.exists() or not (hidden / "current").exists():
             return
-        clean = AnnotationStore.open(self.directory.folder / HIDDEN)
+        clean = AnnotationStore.open(hidden)
         rows = [row for row in json.loads(path.read_text())["rows"] if row["dice"] is not None]
         for place, case in select_cases(rows).items():
             draw_case(

@@ -23,6 +23,9 @@ from labeleff.functional.regions import hard_labels
 from labeleff.machine import is_distributed, process_count
 from labeleff.registry import register
 
+ROUNDING = 1e-9
+"""Windows; an epoch of a fraction of one must not end a window late."""
+
 
 @register("annotator", "label_correction")
 class LabelCorrection(Annotator):
@@ -125,6 +128,8 @@ class LabelCorrection(Annotator):
             raise ValueError("windows and points must be at least 2: a curve has two points; patches at least 1")
         if epoch < 1 or latest < 0:
             raise ValueError("epoch is at least 1 window, latest 0 or an epoch")
+        if latest and (latest + 1) * epoch > windows:
+            raise ValueError(f"latest: {windows} windows of {epoch:g} to an epoch end before epoch {latest + 1}")
         if not scales or min(scales) <= 0 or len(set(scales)) != len(scales):
             raise ValueError(f"scales are {list(scales)}; they must be positive and differ")
         if len(set(flips)) != len(flips) or min((*flips, *kept), default=0) < 0:
@@ -187,6 +192,11 @@ class LabelCorrection(Annotator):
         classes, device = scores.shape[1], scores.device
         seen = progress.total * progress.micro_batches * len(scores) * process_count()
         windows = max(2, min(self.windows, progress.total, seen // self.patches))
+        if self.latest and self._whole_after(self.latest + 1) > windows:
+            raise RecipeError(
+                f"annotator 'label_correction': the stage has {windows} windows, and latest = {self.latest} asks for "
+                f"{self._whole_after(self.latest + 1)}; lower patches or latest, or make the stage longer"
+            )
         self.counts = torch.zeros(windows, 3, classes, dtype=torch.int64, device=device)
         self.total = torch.tensor(progress.total, device=device)
         self.checked = torch.tensor(0, device=device)
@@ -233,10 +243,15 @@ class LabelCorrection(Annotator):
             due = correction_epoch(curve, total=epochs, r=self.r, skip_flat_start=skip, start=rule, unit=1 / self.epoch)
         if due == epochs and not self.latest:
             return len(self.counts)
-        return min(math.ceil((due + 1) * self.epoch) - 1, len(self.counts))
+        return min(self._whole_after(due + 1) - 1, len(self.counts))
 
-    def _ends_epoch(self, windows: int) -> bool:
-        return windows // self.epoch > (windows - 1) // self.epoch
+    def _whole_after(self, epochs: int) -> int:
+        """Return how many windows are whole after so many epochs."""
+        return math.floor(epochs * self.epoch + ROUNDING)
+
+    def _ends_epoch(self, finished: int) -> bool:
+        """Return whether the last of so many whole windows is the last of an epoch."""
+        return self._whole_after(math.ceil(finished / self.epoch - ROUNDING)) == finished
 
     # -- the labels -----------------------------------------------------------------------------------------------------
 
@@ -253,12 +268,8 @@ class LabelCorrection(Annotator):
         finished = min(self._finished(progress.step), len(self.counts))
         curves, fresh = self.curves(finished), range(int(self.checked) + 1, finished + 1)
         for count in fresh:
-            if self.repeat == "present":
-                self.need.zero_()
-            for c in range(1, len(curves)):
-                if not self.need[c] and self._ends_epoch(count) and count - 1 >= self._from(curves[c, :count]):
-                    self.need[c] = True
-                    self.since[c] = count if self.since[c] < 0 else self.since[c]
+            if self._ends_epoch(count):
+                self._judge(curves[:, :count])
             if self.repeat == "segthor":
                 if self.every == 0 or (self.every > 0 and count % self.every == 0):
                     self.done.zero_()
@@ -267,6 +278,16 @@ class LabelCorrection(Annotator):
         if self.repeat == "segthor":
             self.done |= self.need
         return [c for c in range(1, len(curves)) if self.need[c] and (fresh or self.repeat != "segthor")]
+
+    def _judge(self, curves: NDArray[np.float64]) -> None:
+        """Note which classes their curves [K, windows] so far call due."""
+        count = curves.shape[1]
+        if self.repeat == "present":
+            self.need.zero_()
+        for c in range(1, len(curves)):
+            if not self.need[c] and count - 1 >= self._from(curves[c]):
+                self.need[c] = True
+                self.since[c] = count if self.since[c] < 0 else self.since[c]
 
     def _edits(self, case: Reviewed, due: list[int], note: str) -> Iterator[Edit]:
         probs = case.probs.mean(0)

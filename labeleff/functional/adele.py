@@ -131,7 +131,7 @@ def correction_epoch(
     """
     curve = np.asarray(iou, np.float64).ravel()
     left_out = flat_start(curve, rule=start) if skip_flat_start else 0
-    curve, shift = curve[left_out:], math.ceil(left_out * unit)
+    curve, shift = curve[left_out:], math.ceil(left_out * unit - 1e-9)
     known = curve[np.isfinite(curve)]
     if len(known) <= 1 or not known.any():
         return total

@@ -17,7 +17,8 @@ def resized(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor
     """Return maps resized linearly along every axis of space, as ``interpolate`` does.
 
     On a GPU the gradient of torch's own is summed in an order that differs from run to run (trilinear, before torch has another
-    form of it), or is sorted into order voxel by voxel. There it is one matrix product per axis.
+    form of it), or is sorted into order voxel by voxel. There it is one matrix product per axis, in which a voxel that is not
+    finite spreads along all axes.
 
     Args:
         maps: [B, C, *S] floating, of two or three axes.

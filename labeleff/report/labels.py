@@ -39,7 +39,7 @@ def training_iou_rows(record: Record, head: Mapping[str, Any]) -> Iterator[Row]:
                     "stage": stage,
                     "class": name,
                     "due_since": int(since) if since >= 0 else None,
-                    "skipped": int(described[f"skipped/{c}"]),
+                    "skipped": int(described.get(f"skipped/{c}", 0)),
                     "curve": curve,
                 }
 

@@ -67,8 +67,10 @@ class Supervised(Strategy):
         denominator: Literal["squared", "linear"] = "squared",
     ) -> None:
         super().__init__()
-        if not 0 < q <= 1 or alpha < 0 or beta < 0 or not 1 <= gamma <= 2:
-            raise ValueError("q lies in (0, 1], alpha and beta are at least 0, gamma lies in [1, 2]")
+        if not 0 < q <= 1 or not 1 <= gamma <= 2:
+            raise ValueError(f"q = {q} must lie in (0, 1], gamma = {gamma} in [1, 2]")
+        if alpha < 0 or beta < 0:
+            raise ValueError(f"alpha = {alpha} and beta = {beta} are weights, 0 or more")
         self.robust: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
             "generalised_cross_entropy": partial(generalised_cross_entropy, q=q),
             "symmetric_cross_entropy": partial(symmetric_cross_entropy, alpha=alpha, beta=beta),

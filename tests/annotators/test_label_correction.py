@@ -94,6 +94,44 @@ def test_a_curve_may_be_judged_by_epochs_of_several_windows(latest):
     assert annotator.describe(Progress(120, 200))["window/2"] == (34 if latest else 100)
 
 
+def test_an_epoch_of_voc_ends_at_its_last_whole_window():
+    """1058 of 20000 steps are an epoch, 100 a window: they look after 10, 21, 31 … windows, and from the 17th on all are due."""
+    voc = AUTHORS | {"start": "none", "windows": 200, "epoch": 10.58, "latest": 16, "points": 2}
+    annotator, label = LabelCorrection(**voc), np.zeros((1, 2, 8), np.int64)
+    label[0, 1] = 1
+    due = []
+    for step in range(0, 20000, 100):
+        found = label * ((step // 100) % 2)  # a curve that is never learnt
+        annotator.observe(batch_of(label), logits_of(found), Progress(step, 20000))
+    for epoch in range(1, 19):
+        list(annotator.revise((), Progress(1058 * epoch, 20000)))
+        due.append(annotator.need.tolist()[1:])
+    assert [epoch for epoch, classes in enumerate(due, start=1) if all(classes)] == [17, 18]
+    ends = [count for count in range(1, 200) if annotator._ends_epoch(count)]
+    assert ends == [1058 * epoch // 100 for epoch in range(1, 19)]
+
+
+def test_epochs_that_the_stage_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="end before epoch 17"):
+        LabelCorrection(windows=100, epoch=10.0, latest=16)
+    label = np.ones((1, 2, 4), np.int64)
+    with pytest.raises(RecipeError, match="the stage has 10 windows, and latest = 16 asks for 170"):
+        LabelCorrection(windows=200, epoch=10.0, latest=16, patches=1).observe(
+            batch_of(label), logits_of(label), Progress(0, 10)
+        )
+
+
+def test_what_a_curve_says_at_the_end_of_an_epoch_holds_until_the_next():
+    annotator = LabelCorrection(**AUTHORS | {"start": "none", "epoch": 5.0, "repeat": "present"})
+    for window in range(60):
+        observe(annotator, (FAST, SLOW), window)
+    due = []
+    for window in range(20, 60):
+        revised(annotator, 2 * window)
+        due.append(annotator.need.tolist())
+    assert due == [[False, True, False]] * 40
+
+
 def test_windows_between_two_revisions_are_judged_one_by_one():
     annotator = LabelCorrection(**AUTHORS)
     for window in range(20):

@@ -122,6 +122,13 @@ def test_epochs_of_several_measurements_as_of_voc(name, count):
     assert found == min(total, 1 + sum(share <= 0.9 for share in lost))
 
 
+def test_a_start_that_is_skipped_counts_in_epochs():
+    curve = np.concatenate([np.zeros(10), 0.8 * (1 - np.exp(-np.arange(1, 41) / 3))])
+    late = correction_epoch(curve, total=100, unit=0.4)
+    assert flat_start(curve) == 9
+    assert late == 4 + correction_epoch(curve[9:], total=100, skip_flat_start=False, unit=0.4)
+
+
 def test_late_points_weigh_a_hundred_times_the_first():
     curve = np.full(20, 0.5)
     early, late = curve.copy(), curve.copy()

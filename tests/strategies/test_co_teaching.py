@@ -104,6 +104,6 @@ def test_supervised_takes_robust_losses(name, options, arguments):
 
 
 def test_impossible_parameters_of_losses_are_refused():
-    for options in ({"q": 0.0}, {"q": 1.1}, {"alpha": -1.0}, {"gamma": 2.5}):
-        with pytest.raises(ValueError, match="q lies in"):
+    for options, said in (({"q": 0.0}, "q"), ({"q": 1.1}, "q"), ({"alpha": -1.0}, "alpha"), ({"gamma": 2.5}, "gamma")):
+        with pytest.raises(ValueError, match=f"{said} = {next(iter(options.values()))}"):
             Supervised(**options)

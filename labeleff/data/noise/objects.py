@@ -207,7 +207,7 @@ class Personas(NoiseModel):
         if not self.people:
             raise ValueError("people names at least one annotator")
         if self.over != NoiseModel.over:
-            raise ValueError("over: every annotator errs in a direction of its own; name those who do as people")
+            raise ValueError("over: annotators err in directions of their own; list over and under in people")
         if self.per_class:
             raise ValueError("per_class: annotators err in different ways and have no options in common; leave it out")
 

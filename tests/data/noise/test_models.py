@@ -210,7 +210,7 @@ def test_cases_that_no_annotator_touches_are_those_that_may_be_kept():
     assert 4 < sum(touched.values()) < 20
     for n, expected in touched.items():
         assert (model.corrupt(label, case=str(n), names=NAMES).label != label).any() == expected
-    with pytest.raises(RecipeError, match="over: every annotator"):
+    with pytest.raises(RecipeError, match="over: annotators err"):
         registry.build("noise", "personas", over=1.0)
 
 
