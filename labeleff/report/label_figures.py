@@ -26,6 +26,7 @@ class Line(NamedTuple):
     ys: Sequence[float]
     dash: str = "-"
     mark: int | None = None  # index of a point that is marked
+    fit: bool = False  # to the line before it, in ink
 
 
 def training_iou(rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure | None:
@@ -44,7 +45,7 @@ def training_iou(rows: Sequence[Row], looks: Mapping[str, Style]) -> Figure | No
         rest = np.array(ys[row["skipped"] :])
         if np.isfinite(rest).sum() > 1:
             windows, values = fitted(rest, row["skipped"])
-            lines.append(Line(row["method"], row["class"], windows.tolist(), values.tolist(), dash=":"))
+            lines.append(Line(row["method"], row["class"], windows.tolist(), values.tolist(), ":", fit=True))
     keys = [
         Line2D([], [], color=INK, ls="-", lw=1, label="training IoU"),
         Line2D([], [], color=INK, ls=":", lw=1, label="fit"),
@@ -94,10 +95,10 @@ def _panels(
             axes = panels[m * deep + c // columns, c % columns]
             axes.set_visible(True)
             for line in (line for line in lines if (line.method, line.name) == (method, name)):
-                colour = looks[method].colour
+                colour = INK if line.fit else looks[method].colour
                 axes.plot(line.xs, line.ys, color=colour, ls=line.dash, lw=0.9, alpha=0.75)
                 if line.mark is not None:
-                    axes.plot([line.xs[line.mark]], [line.ys[line.mark]], "o", color=colour, ms=4, mew=0)
+                    axes.plot([line.xs[line.mark]], [line.ys[line.mark]], "o", color=colour, ms=5, mew=0, zorder=3)
             axes.set_title(f"{method}: {name}", fontsize=9)
             axes.set_ylim(0, 1)
             axes.grid(axis="y")
