@@ -56,8 +56,10 @@ def prepared(folder: Path, *, ndim: int, size: list[int], batch: int, channels: 
     return prepare(load_recipe(values), folder / "run", cache=folder.parent / "cache")
 
 
-def measure(data: Prepared, rounds: int = ROUNDS, device: torch.device = CPU) -> dict[str, float]:
-    """Return medians of a step, of its bare passes and of watching the curves, taken in turn."""
+def measure(
+    data: Prepared, rounds: int = ROUNDS, device: torch.device = CPU, *, revisions: int = 0
+) -> dict[str, float]:
+    """Return medians of a step, of its bare passes and of watching the curves, taken in turn; of revisions in the last rounds."""
     stage = data.recipe.stages[0]
     (strategy, backbone, optimiser), annotator = built(data, device), LabelCorrection()
     loader = data.loader(stage, 0, strategy, first=0, last=WARM_UP + rounds, revision=0)
@@ -81,20 +83,22 @@ def measure(data: Prepared, rounds: int = ROUNDS, device: torch.device = CPU) ->
         in_turn([("step", partial(step, batch)), ("bare", partial(bare, images))], times, number, device)
         watch = partial(annotator.observe, batch, seen["output"].logits, Progress(number, 1000))
         in_turn([("watch", watch)], times, number, device)
-        if number >= WARM_UP + rounds - REVISIONS:
+        if number >= WARM_UP + rounds - revisions:
             revising = [("revision", partial(revise, data, strategy, backbone, annotator))]
             in_turn([*revising, ("seen", partial(predict, data, backbone, device))], times, number, device)
     medians = {name: statistics.median(values) for name, values in times.items()}
     taken, passes, watching = (medians[name] for name in ("step", "bare", "watch"))
-    cases = len(data.split.labelled)
-    return {
+    found = {
         "step_seconds": taken,
         "bare_seconds": passes,
         "ratio": taken / passes,
         "watching_share": watching / taken,
-        "revision_seconds_per_case": medians["revision"] / cases,
-        "revision_pass_seconds_per_case": medians["seen"] / cases,
     }
+    if revisions:
+        cases = len(data.split.labelled)
+        found["revision_seconds_per_case"] = medians["revision"] / cases
+        found["revision_pass_seconds_per_case"] = medians["seen"] / cases
+    return found
 
 
 def revise(data: Prepared, strategy: Strategy, backbone: nn.Module, annotator: LabelCorrection) -> None:
@@ -137,7 +141,7 @@ def main() -> None:
     result: dict[str, Any] = {**provenance(), "ratios": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in SHAPES.items():
-            result["ratios"][name] = measure(prepared(Path(folder) / name, **shape))
+            result["ratios"][name] = measure(prepared(Path(folder) / name, **shape), revisions=REVISIONS)
             print(name, {key: round(value, 4) for key, value in result["ratios"][name].items()}, flush=True)
     result["fit_milliseconds"] = fit_milliseconds()
     print({key: round(value, 2) for key, value in result["fit_milliseconds"].items()})

@@ -23,7 +23,7 @@ from labeleff.files import write_atomically, write_json
 from labeleff.labels import make_noise
 from labeleff.recipe import Component
 from labeleff.recipe_io import load_recipe
-from labeleff.report.pictures import draw_case, select_cases
+from labeleff.report.pictures import draw_noise
 from labeleff.runlog import console
 
 
@@ -109,18 +109,20 @@ def _draw(dataset: DataSet, manifest: Manifest, cases: list[Case], achieved: Ach
     reader = registry.build("dataset", "manifest", path=str(folder / "manifest.json"))
     reader.head = manifest
     written = {case.id: case for case in cases}
-    for place, name in select_cases(achieved.rows).items():
+
+    def maps(name: str) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8]]:
         original = manifest.case(name)
-        draw_case(
-            folder / "pictures" / f"{place}.png",
-            dataset.read_image(original)[0],
-            dataset.read_label(original),
-            {"noisy": reader.read_label(written[name])},
-            title=f"{name}: {place} of all cases",
-            classes=manifest.classes,
-            slice_axis=manifest.slice_axis,
-            beside="clean",
-        )
+        return dataset.read_image(original)[0], dataset.read_label(original), reader.read_label(written[name])
+
+    draw_noise(
+        folder / "pictures",
+        achieved.rows,
+        maps,
+        called="noisy",
+        among="all cases",
+        classes=manifest.classes,
+        slice_axis=manifest.slice_axis,
+    )
 
 
 def _show(summary: dict[str, Any], folder: Path) -> None:

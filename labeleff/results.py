@@ -36,7 +36,7 @@ from labeleff.prepared import Prepared
 from labeleff.recipe import Recipe
 from labeleff.recipe_io import to_mapping
 from labeleff.report.corrections import write_corrections
-from labeleff.report.pictures import draw_case, draw_raters, overlay_grid, select_cases
+from labeleff.report.pictures import draw_case, draw_noise, draw_raters, overlay_grid, select_cases
 from labeleff.report.words import warning_in_words
 from labeleff.rundir import RunDirectory
 from labeleff.runlog import RunLog, console
@@ -358,18 +358,16 @@ class Results:
         if not self.recipe.evaluation.pictures or not path.exists() or not (hidden / "current").exists():
             return
         clean = AnnotationStore.open(hidden)
-        rows = [row for row in json.loads(path.read_text())["rows"] if row["dice"] is not None]
-        for place, case in select_cases(rows).items():
-            draw_case(
-                self.directory.folder / "pictures" / "noise" / f"{place}.png",
-                self.data.store.read(case)[0],
-                clean.read(case, revision=0),
-                {"given": self.data.annotations.read_given(case)},
-                title=f"{case}: {place} of the labelled cases",
-                classes=self.data.task.classes,
-                slice_axis=self.data.manifest.slice_axis,
-                beside="clean",
-            )
+        images, given = self.data.store, self.data.annotations
+        draw_noise(
+            self.directory.folder / "pictures" / "noise",
+            [row for row in json.loads(path.read_text())["rows"] if row["dice"] is not None],
+            lambda case: (images.read(case)[0], clean.read(case, revision=0), given.read_given(case)),
+            called="given",
+            among="the labelled cases",
+            classes=self.data.task.classes,
+            slice_axis=self.data.manifest.slice_axis,
+        )
 
     def _extensions(self) -> list[dict[str, Any]]:
         path = self.directory.folder / "extensions.jsonl"

@@ -18,13 +18,10 @@ from labeleff.annotators.base import Annotator
 from labeleff.batch import IGNORE, Batch, Progress
 from labeleff.edits import Edit, Reviewed
 from labeleff.errors import RecipeError
-from labeleff.functional.adele import CorrectionRule, Start, correct_labels, correction_epoch, flat_start
+from labeleff.functional.adele import ROUNDING, CorrectionRule, Start, correct_labels, correction_epoch, flat_start
 from labeleff.functional.regions import hard_labels
 from labeleff.machine import is_distributed, process_count
 from labeleff.registry import register
-
-ROUNDING = 1e-9
-"""Windows; an epoch of a fraction of one must not end a window late."""
 
 
 @register("annotator", "label_correction")

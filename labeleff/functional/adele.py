@@ -29,6 +29,8 @@ Start = Literal["reference", "relative"]
 LARGEST_FIT = 100
 """Evaluations of one fit: a fit that has not settled by then (steps, flat curves) is not worth waiting for."""
 RISE, SEEN = 0.1, 0.02
+ROUNDING = 1e-9
+"""An epoch of a fraction of a measurement must not end one late."""
 SMALLEST = 1e-3
 SHIFT = 1e-6
 """The derivative is taken at t + 1e-6, as in the authors' code."""
@@ -131,7 +133,7 @@ def correction_epoch(
     """
     curve = np.asarray(iou, np.float64).ravel()
     left_out = flat_start(curve, rule=start) if skip_flat_start else 0
-    curve, shift = curve[left_out:], math.ceil(left_out * unit - 1e-9)
+    curve, shift = curve[left_out:], math.ceil(left_out * unit - ROUNDING)
     known = curve[np.isfinite(curve)]
     if len(known) <= 1 or not known.any():
         return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +229,41 @@ def select_cases(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if not ranked:
         return {}
     return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+
+
+def draw_noise(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    maps: Callable[[str], tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8]]],
+    *,
+    called: str,
+    among: str,
+    classes: Sequence[str],
+    slice_axis: int = 0,
+) -> None:
+    """Draw the cases whose labels were changed least, most and in between.
+
+    Args:
+        folder: Where to.
+        rows: Dice of the labels of cases and classes with the clean ones.
+        maps: Returns image, clean and noisy labels [*S] of a case.
+        called: What the noisy labels are called.
+        among: What the cases are, for headings.
+        classes: Names, background first.
+        slice_axis: Axis of a volume that is cut.
+    """
+    for place, case in select_cases(rows).items():
+        image, clean, noisy = maps(case)
+        draw_case(
+            folder / f"{place}.png",
+            image,
+            clean,
+            {called: noisy},
+            title=f"{case}: {place} of {among}",
+            classes=classes,
+            slice_axis=slice_axis,
+            beside="clean",
+        )
 
 
 def overlay_grid(

@@ -189,9 +189,20 @@ class NoiseModel(ABC):
             RecipeError: ``per_class`` names no class, or ``order`` an index that is none.
         """
         self._check_names(names)
-        key = (type(self).__name__, self.seed, case)
         if not self.touches(case):
             return Corrupted(label.copy(), {}, {})
+        return self._wrong(label, case, names, spacing, slice_axis)
+
+    def _wrong(
+        self,
+        label: NDArray[np.uint8],
+        case: str,
+        names: Sequence[str],
+        spacing: Sequence[float] | None,
+        slice_axis: int,
+    ) -> Corrupted:
+        """Return what becomes of a case that is touched; see :meth:`corrupt`."""
+        key = (type(self).__name__, self.seed, case)
         _, direction, place = self._draws(case)
         lengths = self._lengths(label.ndim, spacing, slice_axis)
         tried: list[tuple[float, _Composer, dict[int, float], dict[int, Organ]]] = []

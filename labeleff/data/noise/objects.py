@@ -223,18 +223,15 @@ class Personas(NoiseModel):
         """Return the number of the annotator of a case."""
         return int(generator("persona", self.seed, case).integers(len(self.people)))
 
-    def corrupt(
+    def _wrong(
         self,
         label: NDArray[np.uint8],
-        *,
         case: str,
         names: Sequence[str],
-        spacing: Sequence[float] | None = None,
-        slice_axis: int = 0,
+        spacing: Sequence[float] | None,
+        slice_axis: int,
     ) -> Corrupted:
-        """Return the label map that the case's annotator draws; see :meth:`NoiseModel.corrupt`."""
-        if not self.touches(case):
-            return Corrupted(label.copy(), {}, {})
+        """Return the label map that the case's annotator draws."""
         number = self.annotator(case)
         if self.people[number] == "blank":
             return Corrupted(np.where(label == IGNORE, IGNORE, 0).astype(np.uint8), {}, {})
