@@ -20,7 +20,17 @@ from torch.autograd.function import once_differentiable
 
 from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
-from labeleff.functional.losses import voxel_blocks
+from labeleff.functional.losses import (
+    DiceForm,
+    add_region_sums,
+    flat_labels,
+    losses_of_sums,
+    one_hot_block,
+    spread,
+    through_softmax,
+    towards_probs,
+    voxel_blocks,
+)
 from labeleff.functional.regions import hard_labels
 from labeleff.functional.robust import voxel_cross_entropy
 
@@ -279,11 +289,73 @@ def multiscale_consistency(
         maps = [z.float().flatten(2) for z in logits]
         shares = torch.stack([torch.as_tensor(w, dtype=torch.float32) for w in _shares(logits, weights)])
         divergence, surest = _Divergence.apply(shares, *maps)  # type: ignore[no-untyped-call]
-        known = (label != IGNORE).flatten(1)
-        inside = torch.ones_like(known) if valid is None else valid.reshape(known.shape)
-        opened = (surest * (known & inside)).amax(1, keepdim=True) >= gate
-        total: Tensor = (divergence * (opened & inside)).sum()
-        return total / inside.sum().clamp_min(1)
+        return _gated_mean(divergence, surest, label, valid, gate)
+
+
+def multiscale_losses(
+    logits: Sequence[Tensor],
+    label: Tensor,
+    *,
+    dice: DiceForm = "squared",
+    gate: float = 0.8,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean of :func:`segmentation_loss` over the scales, and :func:`multiscale_consistency` of equal weights.
+
+    Computed together, since each alone would need the softmax of every scale and a pass over it backward.
+
+    Args:
+        logits: One [B, K, *S] per scale, all resized to one grid.
+        label: [B, *S] int64 with IGNORE where nobody has said.
+        dice: Form of the Dice loss, see :func:`region_losses`.
+        gate: Smallest confidence ρ of an image's surest voxel.
+        valid: [B, 1, *S] bool; voxels outside do not count in the consistency. None: all do.
+
+    Returns:
+        Two scalars; the first is 0 with a gradient where nothing is known.
+    """
+    _shares(logits, None)
+    with torch.autocast(label.device.type, enabled=False):
+        maps = [z.float().flatten(2) for z in logits]
+        masks = (label != IGNORE).flatten(1).unsqueeze(1).float()
+        flat = flat_labels(label, maps[0].shape[1])
+        *sums, present, divergence, surest = _Scales.apply(  # type: ignore[no-untyped-call]
+            flat, masks, dice == "squared", *maps
+        )
+        scales = [losses_of_sums((*of_scale, present), masks, dice=dice) for of_scale in zip(*sums, strict=True)]
+        supervised = torch.stack([(cross_entropy + overlap).sum() / 2 for cross_entropy, overlap in scales]).mean()
+        return supervised, _gated_mean(divergence, surest, label, valid, gate)
+
+
+def _gated_mean(divergence: Tensor, surest: Tensor, label: Tensor, valid: Tensor | None, gate: float) -> Tensor:
+    """Return the mean of J [B, n] over valid voxels, 0 in images whose largest q [B, n] stays below the gate."""
+    known = (label != IGNORE).flatten(1)
+    inside = torch.ones_like(known) if valid is None else valid.reshape(known.shape)
+    opened = (surest * (known & inside)).amax(1, keepdim=True) >= gate
+    total: Tensor = (divergence * (opened & inside)).sum()
+    return total / inside.sum().clamp_min(1)
+
+
+def _apart(logs: Sequence[Tensor], probs: Sequence[Tensor], shares: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn log p into log(p / q) in place, [b, k, n] per scale.
+
+    Returns:
+        J [b, n]; the largest q [b, n]; Σ_s p_s / q where q is not clamped and 0 elsewhere, [b, k, n].
+    """
+    total, mixture = probs[0].clone(), probs[0] * shares[0]
+    for w, p in zip(shares[1:], probs[1:], strict=True):
+        total += p
+        mixture.add_(p, alpha=w)
+    q = mixture.clamp(SMALLEST, 1 - SMALLEST)
+    surest = q.amax(1)
+    unclamped = torch.eq(mixture, q, out=torch.empty_like(q))  # as numbers: a CPU takes ten times as long over bools
+    pull = total.div_(q).mul_(unclamped)
+    mixed = q.log_()
+    divergence = torch.zeros_like(surest)
+    for log, p in zip(logs, probs, strict=True):
+        log -= mixed
+        divergence += (p * log).sum(1)
+    return divergence, surest, pull
 
 
 class _Divergence(torch.autograd.Function):
@@ -296,8 +368,7 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shares: Tensor, *logits: Tensor) -> tuple[Tensor, Tensor]:
-        divergence = logits[0].new_zeros(len(logits[0]), logits[0].shape[2])
-        surest = torch.empty_like(divergence)
+        divergence, surest = logits[0].new_empty(2, len(logits[0]), logits[0].shape[2])
         to_logits = [
             torch.empty_like(z) if needed else None for z, needed in zip(logits, ctx.needs_input_grad[1:], strict=True)
         ]
@@ -307,24 +378,13 @@ class _Divergence(torch.autograd.Function):
             flat = block[::2]
             logs = [F.log_softmax(z[block], dim=1) for z in logits]
             probs = [log.exp() for log in logs]
-            both = torch.zeros_like(probs[0])
-            raw = torch.zeros_like(both)
-            for w, p in zip(numbers, probs, strict=True):
-                both += p
-                raw.add_(p, alpha=w)
-            q = raw.clamp(SMALLEST, 1 - SMALLEST)
-            surest[flat] = q.amax(1)
-            pull = (both / q).mul_(raw == q)
-            mixed = q.log_()
+            divergence[flat], surest[flat], pull = _apart(logs, probs, numbers)
             for s, (p, log) in enumerate(zip(probs, logs, strict=True)):
-                log -= mixed
-                divergence[flat] += (p * log).sum(1)
                 if to_shares:
                     to_shares[s][flat] = -(p * pull).sum(1)
                 target = to_logits[s]
                 if target is not None:
-                    log.sub_(pull, alpha=numbers[s]).mul_(p)
-                    torch.addcmul(log, p, log.sum(1, keepdim=True), value=-1, out=target[block])
+                    through_softmax(log.sub_(pull, alpha=numbers[s]).mul_(p), p, out=target[block])
         ctx.save_for_backward(*to_logits, *to_shares)
         ctx.count, ctx.device = len(logits), shares.device
         ctx.mark_non_differentiable(surest)
@@ -336,6 +396,61 @@ class _Divergence(torch.autograd.Function):
         to_logits, to_shares = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         of_shares = torch.stack([(upstream * d).sum() for d in to_shares]).to(ctx.device) if to_shares else None
         return of_shares, *(None if d is None else d * upstream.unsqueeze(1) for d in to_logits)
+
+
+class _Scales(torch.autograd.Function):
+    """The sums of :class:`_RegionSums`, one region, and J of equal weights, of n maps [b, k, n]: one softmax per map.
+
+    Returns likelihood, overlap and size [scales, b, k, 1], present [b, k, 1], J and the largest q [b, n]. Backward, J passes
+    ``p_s g``, of :class:`_Divergence`, on to log p_s beside what the sums do.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, label: Tensor, masks: Tensor, squared: bool, *logits: Tensor) -> tuple[Tensor, ...]:
+        count, (batch, classes, voxels) = len(logits), logits[0].shape
+        shares = [1 / count] * count
+        divergence, surest = logits[0].new_empty(2, batch, voxels)
+        kept, apart = ([torch.empty_like(z) for z in logits] for _ in range(2))
+        likelihood, overlap, size = logits[0].new_zeros(3, count, batch, classes, 1)
+        present = logits[0].new_zeros(batch, classes, 1)
+        for block in voxel_blocks(logits[0]):
+            y, m = one_hot_block(label, block, logits[0]), masks[block]
+            present.baddbmm_(y, m.transpose(1, 2))
+            logs = [F.log_softmax(z[block], dim=1) for z in logits]
+            probs = [log.exp() for log in logs]
+            for s, (log, p) in enumerate(zip(logs, probs, strict=True)):
+                add_region_sums(likelihood[s], overlap[s], size[s], log, p, y, m, squared=squared)
+                kept[s][block] = p
+            divergence[block[::2]], surest[block[::2]], pull = _apart(logs, probs, shares)
+            for s, log in enumerate(logs):
+                torch.sub(log, pull, alpha=shares[s], out=apart[s][block])
+        ctx.save_for_backward(label, masks, *kept, *apart)
+        ctx.squared = squared
+        ctx.mark_non_differentiable(present, surest)
+        return likelihood, overlap, size, present, divergence, surest
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        to_likelihood: Tensor,
+        to_overlap: Tensor,
+        to_size: Tensor,
+        _: Tensor,
+        to_divergence: Tensor,
+        __: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        label, masks, *maps = ctx.saved_tensors
+        kept, apart = maps[: len(maps) // 2], maps[len(maps) // 2 :]
+        grads, to_divergence = [torch.empty_like(p) for p in kept], to_divergence.unsqueeze(1)
+        for block in voxel_blocks(kept[0]):
+            y, m, upstream = one_hot_block(label, block, kept[0]), masks[block], to_divergence[block]
+            for s, grad in enumerate(grads):
+                p = kept[s][block]
+                of_p = towards_probs(to_overlap[s], to_size[s], p, y, m, squared=ctx.squared)
+                of_log_p = of_p.addcmul_(apart[s][block], upstream).mul_(p).addcmul_(spread(to_likelihood[s], m), y)
+                through_softmax(of_log_p, p, out=grad[block])
+        return None, None, None, *grads
 
 
 def multiscale_cross_entropy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,9 +47,15 @@ def region_losses(
     """
     masks = regions.flatten(2).float()
     with torch.autocast(logits.device.type, enabled=False):  # sums over many voxels do not fit into 16 bits
-        likelihood, overlap, size, present = _RegionSums.apply(  # type: ignore[no-untyped-call]
-            logits.float().flatten(2), _small(label, logits.shape[1]).flatten(1).unsqueeze(1), masks, dice == "squared"
+        sums = _RegionSums.apply(  # type: ignore[no-untyped-call]
+            logits.float().flatten(2), flat_labels(label, logits.shape[1]), masks, dice == "squared"
         )
+    return losses_of_sums(sums, masks, dice=dice)
+
+
+def losses_of_sums(sums: Sequence[Tensor], masks: Tensor, *, dice: DiceForm) -> tuple[Tensor, Tensor]:
+    """Return what :func:`region_losses` does, of the four sums of :class:`_RegionSums` over the regions [B, R, n]."""
+    likelihood, overlap, size, present = sums
     cross_entropy = -likelihood.sum((0, 1)) / (masks.sum((0, 2)) + REGION_EPS)
     if dice == "linear":
         ratio = (2 * overlap + LINEAR_EPS) / (size + present + LINEAR_EPS)
@@ -74,12 +80,10 @@ class _RegionSums(torch.autograd.Function):
         probs = torch.empty_like(logits)
         likelihood, overlap, size, present = logits.new_zeros(4, *logits.shape[:2], masks.shape[1])
         for block in voxel_blocks(logits):
-            log_p, y = F.log_softmax(logits[block], dim=1), _one_hot_block(label, block, logits)
-            m, p = masks[block].transpose(1, 2), torch.exp(log_p, out=probs[block])
-            likelihood.baddbmm_(log_p.mul_(y), m)
-            overlap.baddbmm_(p * y, m)
-            size.baddbmm_(p * p if squared else p, m)
-            present.baddbmm_(y, m)
+            log_p, y, m = F.log_softmax(logits[block], dim=1), one_hot_block(label, block, logits), masks[block]
+            p = torch.exp(log_p, out=probs[block])
+            add_region_sums(likelihood, overlap, size, log_p, p, y, m, squared=squared)
+            present.baddbmm_(y, m.transpose(1, 2))
         ctx.save_for_backward(probs, label, masks)
         ctx.squared = squared
         ctx.mark_non_differentiable(present)
@@ -92,23 +96,46 @@ class _RegionSums(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None]:
         probs, label, masks = ctx.saved_tensors
         grad = torch.empty_like(probs)
-        product = torch.mul if masks.shape[1] == 1 else torch.bmm  # of one region alone there is nothing to add up
-        if ctx.squared:
-            to_size = 2 * to_size
         for block in voxel_blocks(probs):
-            p, m, y = probs[block], masks[block], _one_hot_block(label, block, probs)
-            of_p = product(to_size, m)
-            if ctx.squared:
-                of_p.mul_(p)
-            of_p.addcmul_(product(to_overlap, m), y)
-            of_log_p = of_p.mul_(p).addcmul_(product(to_likelihood, m), y)
-            torch.addcmul(of_log_p, p, of_log_p.sum(1, keepdim=True), value=-1, out=grad[block])
+            p, y, m = probs[block], one_hot_block(label, block, probs), masks[block]
+            of_p = towards_probs(to_overlap, to_size, p, y, m, squared=ctx.squared)
+            of_log_p = of_p.mul_(p).addcmul_(spread(to_likelihood, m), y)
+            through_softmax(of_log_p, p, out=grad[block])
         return grad, None, None, None
 
 
-def _small(label: Tensor, num_classes: int) -> Tensor:
-    """Return the labels in one byte each. Those that are no class may come out as one: their regions are 0."""
-    return label.to(torch.uint8) if num_classes <= 256 else label
+def add_region_sums(
+    likelihood: Tensor, overlap: Tensor, size: Tensor, log_p: Tensor, p: Tensor, y: Tensor, m: Tensor, *, squared: bool
+) -> None:
+    """Add a block's share, [b, k, n] and regions m [b, r, n], to the sums of :class:`_RegionSums`."""
+    m = m.transpose(1, 2)
+    likelihood.baddbmm_(log_p * y, m)
+    overlap.baddbmm_(p * y, m)
+    size.baddbmm_(p * p if squared else p, m)
+
+
+def towards_probs(to_overlap: Tensor, to_size: Tensor, p: Tensor, y: Tensor, m: Tensor, *, squared: bool) -> Tensor:
+    """Return the gradient of a block's probabilities [b, k, n], of those of the sums [b, k, r], as a new tensor."""
+    of_p = spread(2 * to_size, m).mul_(p) if squared else spread(to_size, m)
+    return of_p.addcmul_(spread(to_overlap, m), y)
+
+
+def spread(to_sums: Tensor, m: Tensor) -> Tensor:
+    """Return [b, k, n]: what sums over regions, [b, k, r], pass back to the voxels of m, [b, r, n]."""
+    return to_sums * m if m.shape[1] == 1 else torch.bmm(to_sums, m)  # of one region alone there is nothing to add up
+
+
+def through_softmax(of_log_p: Tensor, p: Tensor, *, out: Tensor) -> None:
+    """Write the gradient of logits, of that of log-probabilities, all [b, k, n]."""
+    torch.addcmul(of_log_p, p, of_log_p.sum(1, keepdim=True), value=-1, out=out)
+
+
+def flat_labels(label: Tensor, num_classes: int) -> Tensor:
+    """Return labels [B, *S] as [B, 1, n], in one byte each where classes fit.
+
+    Those that are no class may come out as one: their regions are 0.
+    """
+    return (label.to(torch.uint8) if num_classes <= 256 else label).flatten(1).unsqueeze(1)
 
 
 def voxel_blocks(maps: Tensor) -> Iterator[tuple[slice, slice, slice]]:
@@ -121,7 +148,7 @@ def voxel_blocks(maps: Tensor) -> Iterator[tuple[slice, slice, slice]]:
         yield slice(None), slice(None), slice(start, start + size)
 
 
-def _one_hot_block(label: Tensor, block: tuple[slice, slice, slice], like: Tensor) -> Tensor:
+def one_hot_block(label: Tensor, block: tuple[slice, slice, slice], like: Tensor) -> Tensor:
     """Return [b, k, block] of the labels [b, 1, n], in the type and on the device of ``like``."""
     numbers = torch.arange(like.shape[1], device=label.device, dtype=label.dtype).view(1, -1, 1)
     cut = label[block]

@@ -1,4 +1,4 @@
-"""Resizing and pooling by matrix products: their gradients repeat on a GPU, and small volumes take half the time on a CPU."""
+"""Resizing and pooling by matrix products: their gradients repeat on a GPU, and small maps take half the time on a CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SHORT = 128
-"""Voxels of the longest axis up to which a CPU resizes a volume by products: their cost grows with it, torch's own does not."""
+"""Voxels of the longest axis up to which a CPU resizes a volume, or enlarges an image, by products.
+
+Their cost grows with the axis, torch's own does not; it is lower for images that shrink.
+"""
 
 
 def resized(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
@@ -25,14 +28,16 @@ def resized(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor
         size: S of the result, voxels.
         align_corners: As of ``interpolate``.
     """
-    if maps.is_cuda or (maps.ndim == 5 and max(*maps.shape[2:], *size) <= SHORT):
+    given = maps.shape[2:]
+    short = max(*given, *size) <= SHORT
+    if maps.is_cuda or (short and (maps.ndim == 5 or all(n <= made for n, made in zip(given, size, strict=True)))):
         return by_products(maps, size, align_corners=align_corners)
     mode = "bilinear" if maps.ndim == 4 else "trilinear"
     return F.interpolate(maps, tuple(size), mode=mode, align_corners=align_corners)
 
 
 def by_products(maps: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
-    """Return what :func:`resized` does on a GPU, and with small volumes everywhere."""
+    """Return what :func:`resized` does on a GPU, and with small maps everywhere."""
     return _along(maps, size, partial(_neighbours, align_corners=align_corners))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from labeleff.backbones.outputs import nearest_size
 from labeleff.batch import Batch, Progress, StepOutput, Task
-from labeleff.functional.adele import multiscale_consistency, multiscale_cross_entropy
+from labeleff.functional.adele import multiscale_consistency, multiscale_cross_entropy, multiscale_losses
 from labeleff.functional.losses import segmentation_loss
 from labeleff.functional.resizing import resized
 from labeleff.registry import register
@@ -82,12 +82,18 @@ class Adele(Strategy):
         """Return ``supervised`` and ``consistency``: one pass per scale, the native logits for the annotator."""
         labelled = batch["labelled"]
         logits = self.logits_at_scales(backbone, labelled.image)
-        losses = {"supervised": self._supervised(logits, labelled.label)}
-        if len(logits) > 1 and self.weight:
-            losses["consistency"] = self._share * multiscale_consistency(
-                logits, labelled.label, gate=self.gate, valid=labelled.valid
-            )
-        return StepOutput(losses, {"labelled": logits[0].detach()})
+        return StepOutput(self._losses(logits, labelled), {"labelled": logits[0].detach()})
+
+    def _losses(self, logits: list[Tensor], labelled: Batch) -> dict[str, Tensor]:
+        if len(logits) == 1 or not self.weight:
+            return {"supervised": self._supervised(logits, labelled.label)}
+        gate, valid = self.gate, labelled.valid
+        if self.form == "default" and self.dice != "none" and self.temperature in (0.0, 1.0):
+            supervised, consistency = multiscale_losses(logits, labelled.label, dice=self.dice, gate=gate, valid=valid)
+        else:
+            supervised = self._supervised(logits, labelled.label)
+            consistency = multiscale_consistency(logits, labelled.label, gate=gate, valid=valid)
+        return {"supervised": supervised, "consistency": self._share * consistency}
 
     @property
     def _share(self) -> float:

@@ -10,6 +10,7 @@ from scipy.optimize import curve_fit
 
 from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
+from labeleff.functional import losses
 from labeleff.functional.adele import (
     correct_labels,
     correction_epoch,
@@ -17,6 +18,7 @@ from labeleff.functional.adele import (
     flat_start,
     multiscale_consistency,
     multiscale_cross_entropy,
+    multiscale_losses,
 )
 
 # -- the curve, as curve_fit and a loop over epochs have it --------------------------------------------------------------
@@ -350,6 +352,51 @@ def test_losses_written_out(shape, weights, temperature, gate):
     assert float(found) == pytest.approx(entropy, rel=1e-5)
 
 
+def plain_losses(logits, label, valid, *, dice, gate):
+    """Return both losses of a step as their formulas read, for autograd to differentiate."""
+    known, space = (label != IGNORE).unsqueeze(1), tuple(range(2, label.ndim + 1))
+    y = torch.stack([label == k for k in range(logits[0].shape[1])], 1).double()
+    p = [z.softmax(1) for z in logits]
+    supervised = 0
+    for of_scale in p:
+        seen = of_scale * known
+        over = (0, *space) if dice == "squared" else space
+        size = (seen * seen if dice == "squared" else seen).sum(over) + y.sum(over)
+        epsilon = 1e-10 if dice == "squared" else 1e-5
+        score = (2 * (seen * y).sum(over) + epsilon) / (size + epsilon)
+        supervised += (-(of_scale.log() * y).sum() / known.sum() + 1 - score.mean()) / 2 / len(p)
+    q = (sum(p) / len(p)).clamp(1e-3, 1 - 1e-3)
+    surest = (q.amax(1, keepdim=True) * (known & valid)).flatten(1).amax(1)
+    divergence = sum((of_scale * (of_scale / q).log()).sum(1, keepdim=True) for of_scale in p) * valid
+    return supervised, divergence[surest >= gate].sum() / valid.sum()
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5)])
+@pytest.mark.parametrize("dice", ["squared", "linear"])
+@pytest.mark.parametrize("block", [None, 40])
+def test_both_losses_of_a_step_and_their_gradient(monkeypatch, shape, dice, block):
+    if block:
+        monkeypatch.setattr(losses, "CPU_BLOCK", block)
+        monkeypatch.setattr(losses, "SMALLEST_BLOCK", 7)
+    logits, label = scales(shape, spread=4.0)  # some of q is clamped, image 3 is not sure
+    label[2, :1] = 0
+    valid = torch.ones(4, 1, *shape, dtype=torch.bool)
+    valid[0, ..., 3:] = False
+    mine, exact = ([z.clone().to(d).requires_grad_() for z in logits] for d in (torch.float32, torch.float64))
+    found = multiscale_losses(mine, label, dice=dice, gate=0.8, valid=valid)
+    expected = plain_losses(exact, label, valid, dice=dice, gate=0.8)
+    assert [float(v.detach()) for v in found] == pytest.approx([float(v.detach()) for v in expected], rel=1e-5)
+    for one, other in zip(found, expected, strict=True):
+        grads = torch.autograd.grad(one, mine, retain_graph=True), torch.autograd.grad(other, exact, retain_graph=True)
+        for a, b in zip(*grads, strict=True):
+            assert torch.allclose(a, b.float(), rtol=1e-4, atol=1e-7)
+            assert float(b[2].abs().max()) > 0
+    (0.3 * found[0] - 1.7 * found[1]).backward()
+    (0.3 * expected[0] - 1.7 * expected[1]).backward()
+    for a, b in zip(mine, exact, strict=True):
+        assert torch.allclose(a.grad, b.grad.float(), rtol=1e-4, atol=1e-7)
+
+
 def test_temperature_three_is_the_authors_form_for_three_equal_weights():
     logits, label = scales((6, 5))
     forms = [multiscale_cross_entropy(logits, label, temperature=t) for t in (None, 3.0)]
@@ -402,9 +449,9 @@ def test_nothing_known():
     moving = [z.clone().requires_grad_() for z in logits]
     consistency = multiscale_consistency(moving, unknown)
     entropy = multiscale_cross_entropy(moving, unknown, reduction="known")
-    assert float(consistency.detach()) == 0
-    assert float(entropy.detach()) == 0
-    (consistency + entropy).backward()
+    nothing = [consistency, entropy, *multiscale_losses(moving, unknown)]
+    assert [float(loss.detach()) for loss in nothing] == [0] * 4
+    sum(nothing).backward()
     assert all(torch.equal(z.grad, torch.zeros_like(z)) for z in moving)
     nowhere = torch.zeros(4, 1, 6, 5, dtype=torch.bool)
     assert float(multiscale_consistency(logits, label, valid=nowhere)) == 0
@@ -439,3 +486,9 @@ def test_half_precision_is_computed_in_float32_and_sizes_must_agree():
             loss([logits[0], logits[1][..., :2]], label)
         with pytest.raises(ShapeError, match="2 weights for 3 scales"):
             loss(logits, label, weights=(0.5, 0.5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = multiscale_losses(half, label)
+    assert [loss.dtype for loss in found] == [torch.float32] * 2
+    assert found == multiscale_losses([z.float() for z in half], label)
+    with pytest.raises(ShapeError, match="one grid"):
+        multiscale_losses([logits[0], logits[1][..., :2]], label)

@@ -31,6 +31,14 @@ def test_long_axes_are_left_to_torch():
     assert torch.equal(resized(maps, size, align_corners=True), expected)
 
 
+def test_images_are_enlarged_by_products_and_shrunk_by_torch():
+    maps = torch.randn(1, 2, 9, 11)
+    for size in ((9, 16), (14, 11)):
+        assert torch.equal(resized(maps, size, align_corners=True), by_products(maps, size, align_corners=True))
+    expected = F.interpolate(maps, (8, 16), mode="bilinear", align_corners=True)
+    assert torch.equal(resized(maps, (8, 16), align_corners=True), expected)
+
+
 def test_in_low_precision_the_type_stays_and_digits_are_kept():
     maps = torch.randn(1, 2, 6, 6, 6).bfloat16()
     found = by_products(maps, (9, 9, 9), align_corners=True)

@@ -32,9 +32,10 @@ def stepped(ndim, **options):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("gate", [0.2, 1.1])
-def test_default_losses(ndim, gate):
-    output, batch, logits = stepped(ndim, gate=gate, weight=0.5, temperature=2.0)
-    supervised = sum(segmentation_loss(z / 2, batch.label) for z in logits) / 3
+@pytest.mark.parametrize(("temperature", "dice"), [(0.0, "squared"), (1.0, "linear"), (2.0, "squared")])
+def test_default_losses(ndim, gate, temperature, dice):
+    output, batch, logits = stepped(ndim, gate=gate, weight=0.5, temperature=temperature, dice=dice)
+    supervised = sum(segmentation_loss(z / (temperature or 1), batch.label, dice=dice) for z in logits) / 3
     consistency = 0.5 * multiscale_consistency(logits, batch.label, gate=gate, valid=batch.valid) / 3
     assert torch.allclose(output.losses["supervised"], supervised, rtol=1e-4)
     assert torch.allclose(output.losses["consistency"], consistency, rtol=1e-4)
