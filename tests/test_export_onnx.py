@@ -264,7 +264,13 @@ def test_the_page_says_what_is_exported_of_every_network():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "ndim"), sorted_out(itertools.product([*SMALL, "deep supervision", "another size"], (2, 3)))
+    ("name", "ndim"),
+    sorted_out(
+        itertools.product([*SMALL, "deep supervision", "another size"], (2, 3)),
+        lambda name, ndim: (
+            ndim == 3 and name not in ("unet", "unetr")
+        ),  # one of convolutions, one that looks all around
+    ),
 )
 def test_every_network_can_be_exported(tmp_path, cache, name, ndim):
     import onnx

@@ -230,8 +230,13 @@ def longer(recipe: dict, factor: int) -> dict:
     return recipe | {"stages": [stage | {"steps": stage["steps"] * factor} for stage in recipe["stages"]]}
 
 
+AT_CHOSEN_POINTS = ("supervised", "folds", "soft")  # as above; at twenty drawn ones before a release alone
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.exhaustive) if name in AT_CHOSEN_POINTS else name for name in RECIPES]
+)
 def test_killed_twenty_times(name, tmp_path, cache, killed_run):
     recipe = longer(RECIPES[name], 8)
     run(load_recipe(recipe), tmp_path / "whole", cache=cache)

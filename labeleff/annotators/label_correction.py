@@ -125,7 +125,8 @@ class LabelCorrection(Annotator):
             raise ValueError("windows and points must be at least 2: a curve has two points; patches at least 1")
         if epoch < 1 or latest < 0:
             raise ValueError("epoch is at least 1 window, latest 0 or an epoch")
-        if latest and (latest + 1) * epoch > windows:
+        self.windows, self.patches, self.epoch, self.latest = windows, patches, epoch, latest
+        if latest and self._whole_after(latest + 1) > windows:
             raise ValueError(f"latest: {windows} windows of {epoch:g} to an epoch end before epoch {latest + 1}")
         if not scales or min(scales) <= 0 or len(set(scales)) != len(scales):
             raise ValueError(f"scales are {list(scales)}; they must be positive and differ")
@@ -143,7 +144,6 @@ class LabelCorrection(Annotator):
             "logic255": logic255,
         }
         self.slice_axis, self.r, self.against, self.least = slice_axis, r, against, least
-        self.windows, self.patches, self.epoch, self.latest = windows, patches, epoch, latest
         self.start, self.points, self.repeat, self.every, self.source = start, points, repeat, every, source
         for name in ("counts", "total", "checked", "need", "done", "since"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64))

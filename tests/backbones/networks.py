@@ -41,9 +41,11 @@ HEAVY = ("flexible_unet", "swin_unetr", "vnet")
 """Up to two minutes a test in 3-D."""
 
 
-def sorted_out(combinations):
-    """Return combinations (name of a network, ..., ndim) as parameters, the heaviest marked as exhaustive."""
+def sorted_out(combinations, left_out=lambda *one: False):
+    """Return combinations (name of a network, ..., ndim) as parameters; the heaviest, and what is left out, are exhaustive."""
     return [
-        pytest.param(*one, marks=pytest.mark.exhaustive) if one[0] in HEAVY and one[-1] == 3 else one
+        pytest.param(*one, marks=pytest.mark.exhaustive)
+        if (one[0] in HEAVY and one[-1] == 3) or left_out(*one)
+        else one
         for one in combinations
     ]

@@ -131,7 +131,7 @@ def test_one_node_without_a_shared_folder(cluster, tmp_path, cache):
 LONG = ("run-2", "run-3")  # some are done before them, others wait; every run is a process that imports everything
 RECIPES = {
     f"run-{i}": recipe(i, *((500, "supervised") if f"run-{i}" in LONG else (12, ("bcp", "supervised")[i % 2])))
-    for i in range(8)
+    for i in range(6)
 }
 
 
