@@ -30,6 +30,7 @@ TITLES = {
     "acdc": "ACDC, real scans at 128 x 128, 2-D network",
     "noise_phantom": "Wrong labels (Dice 0.8, mostly too large), generated patients, 2-D, no augmentation",
     "noise_phantom_3d": "Wrong labels (Dice 0.8, mostly too large), generated volumes, no augmentation",
+    "noise_half": "Half of the patients with wrong labels (Dice 0.8, mostly too large), generated patients, 2-D, no augmentation",
     "adaptation_phantom": "From one generated site to another without its labels, 2-D, batch norm",
     "adaptation_phantom_instance": "From one generated site to another without its labels, 2-D, instance norm",
     "adaptation_nuclei": "From fluorescence to stained tissue without its labels, nuclei at 128 x 128, real images",
