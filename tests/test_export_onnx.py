@@ -267,9 +267,8 @@ def test_the_page_says_what_is_exported_of_every_network():
     ("name", "ndim"),
     sorted_out(
         itertools.product([*SMALL, "deep supervision", "another size"], (2, 3)),
-        lambda name, ndim: (
-            ndim == 3 and name not in ("unet", "unetr")
-        ),  # one of convolutions, one that looks all around
+        # in 3-D one of convolutions, and one that looks all around
+        lambda name, ndim: ndim == 3 and name not in ("unet", "unetr"),
     ),
 )
 def test_every_network_can_be_exported(tmp_path, cache, name, ndim):

@@ -289,7 +289,7 @@ def multiscale_consistency(
         maps = [z.float().flatten(2) for z in logits]
         shares = torch.stack([torch.as_tensor(w, dtype=torch.float32) for w in _shares(logits, weights)])
         divergence, surest = _Divergence.apply(shares, *maps)  # type: ignore[no-untyped-call]
-        return _gated_mean(divergence, surest, label, valid, gate)
+        return _gated_mean(divergence, surest, label != IGNORE, valid, gate)
 
 
 def multiscale_losses(
@@ -314,22 +314,22 @@ def multiscale_losses(
     Returns:
         Two scalars; the first is 0 with a gradient where nothing is known.
     """
-    _shares(logits, None)
+    shares = _shares(logits, None)
     with torch.autocast(label.device.type, enabled=False):
         maps = [z.float().flatten(2) for z in logits]
-        masks = (label != IGNORE).flatten(1).unsqueeze(1).float()
-        flat = flat_labels(label, maps[0].shape[1])
+        known = label != IGNORE
+        masks = known.flatten(1).unsqueeze(1).float()
         *sums, present, divergence, surest = _Scales.apply(  # type: ignore[no-untyped-call]
-            flat, masks, dice == "squared", *maps
+            flat_labels(label, maps[0].shape[1]), masks, dice == "squared", shares, *maps
         )
         scales = [losses_of_sums((*of_scale, present), masks, dice=dice) for of_scale in zip(*sums, strict=True)]
         supervised = torch.stack([(cross_entropy + overlap).sum() / 2 for cross_entropy, overlap in scales]).mean()
-        return supervised, _gated_mean(divergence, surest, label, valid, gate)
+        return supervised, _gated_mean(divergence, surest, known, valid, gate)
 
 
-def _gated_mean(divergence: Tensor, surest: Tensor, label: Tensor, valid: Tensor | None, gate: float) -> Tensor:
-    """Return the mean of J [B, n] over valid voxels, 0 in images whose largest q [B, n] stays below the gate."""
-    known = (label != IGNORE).flatten(1)
+def _gated_mean(divergence: Tensor, surest: Tensor, known: Tensor, valid: Tensor | None, gate: float) -> Tensor:
+    """Return the mean of J [B, n] over valid voxels, 0 in images whose q [B, n] stays below the gate where known [B, *S]."""
+    known = known.flatten(1)
     inside = torch.ones_like(known) if valid is None else valid.reshape(known.shape)
     opened = (surest * (known & inside)).amax(1, keepdim=True) >= gate
     total: Tensor = (divergence * (opened & inside)).sum()
@@ -399,16 +399,17 @@ class _Divergence(torch.autograd.Function):
 
 
 class _Scales(torch.autograd.Function):
-    """The sums of :class:`_RegionSums`, one region, and J of equal weights, of n maps [b, k, n]: one softmax per map.
+    """The sums of :class:`_RegionSums`, one region, and J of given weights, of n maps [b, k, n]: one softmax per map.
 
     Returns likelihood, overlap and size [scales, b, k, 1], present [b, k, 1], J and the largest q [b, n]. Backward, J passes
     ``p_s g``, of :class:`_Divergence`, on to log p_s beside what the sums do.
     """
 
     @staticmethod
-    def forward(ctx: Any, label: Tensor, masks: Tensor, squared: bool, *logits: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, label: Tensor, masks: Tensor, squared: bool, shares: Sequence[float], *logits: Tensor
+    ) -> tuple[Tensor, ...]:
         count, (batch, classes, voxels) = len(logits), logits[0].shape
-        shares = [1 / count] * count
         divergence, surest = logits[0].new_empty(2, batch, voxels)
         kept, apart = ([torch.empty_like(z) for z in logits] for _ in range(2))
         likelihood, overlap, size = logits[0].new_zeros(3, count, batch, classes, 1)
@@ -450,7 +451,7 @@ class _Scales(torch.autograd.Function):
                 of_p = towards_probs(to_overlap[s], to_size[s], p, y, m, squared=ctx.squared)
                 of_log_p = of_p.addcmul_(apart[s][block], upstream).mul_(p).addcmul_(spread(to_likelihood[s], m), y)
                 through_softmax(of_log_p, p, out=grad[block])
-        return None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 def multiscale_cross_entropy(

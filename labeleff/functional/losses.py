@@ -126,7 +126,7 @@ def spread(to_sums: Tensor, m: Tensor) -> Tensor:
 
 
 def through_softmax(of_log_p: Tensor, p: Tensor, *, out: Tensor) -> None:
-    """Write the gradient of logits, of that of log-probabilities, all [b, k, n]."""
+    """Write the gradient of logits, of that of log-probabilities (p times that of p), all [B, K, *S]."""
     torch.addcmul(of_log_p, p, of_log_p.sum(1, keepdim=True), value=-1, out=out)
 
 

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from labeleff.batch import IGNORE
 from labeleff.errors import ShapeError
 from labeleff.functional.acquisition import Radius, box_count, box_mean, box_sum, half_widths, valid_map
-from labeleff.functional.losses import CPU_BLOCK, voxel_blocks
+from labeleff.functional.losses import CPU_BLOCK, through_softmax, voxel_blocks
 from labeleff.functional.regions import hard_labels
 
 Normalisation = Literal["classes", "log19"]
@@ -335,7 +335,7 @@ class _NeighbourDistance(torch.autograd.Function):
             for axis in axes:  # the transpose is the sum itself: a border voxel stands in for what lies beyond
                 around = _of_three(around, axis)
             of_p = sign.add_(around, alpha=-mean).mul_(p)
-            torch.addcmul(of_p, p, of_p.sum(1, keepdim=True), value=-1, out=grad[images])
+            through_softmax(of_p, p, out=grad[images])
         ctx.save_for_backward(grad)
         return total
 
@@ -431,7 +431,7 @@ class _UnlikelySums(torch.autograd.Function):
             total += (EPS - unlikely).log1p_().sum() - left_out * math.log1p(EPS)
             pairs += p.numel() - left_out
             of_p = unlikely.div_(unlikely - (1 + EPS))  # p times the derivative with respect to p
-            torch.addcmul(of_p, p, of_p.sum(1, keepdim=True), value=-1, out=grad[block])
+            through_softmax(of_p, p, out=grad[block])
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(pairs)
         return total, pairs

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from labeleff.batch import beside
-from labeleff.functional.losses import voxel_blocks
+from labeleff.functional.losses import through_softmax, voxel_blocks
 
 EPS = 1e-10
 Ratio = Literal["max_normalised", "mean_softmax"]
@@ -122,7 +122,7 @@ class _Sums(torch.autograd.Function):
                     _of_shares(p, to_sums[block[0]].unsqueeze(2), ctx.how, None if counted is None else counted[block])
                 )
             of_p.mul_(p)
-            torch.addcmul(of_p, p, of_p.sum(1, keepdim=True), value=-1, out=grad[block])
+            through_softmax(of_p, p, out=grad[block])
         return grad, None, None, None, None
 
 
